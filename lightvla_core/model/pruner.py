@@ -1,0 +1,87 @@
+"""The token pruner: which image patches stay. No parameters, no knowledge of the language model (LightVLA).
+
+Every patch, as a query that has looked at the task tokens, votes for the patch that can stand for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightvla_core.model.llama import rms_normalize
+
+
+def score(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
+    """Row i: how well each patch can stand for patch i, given the task.
+
+    patches (batch, patches, hidden), task (batch, task tokens, hidden), task_mask bool (batch, task tokens), False
+    where a task token is padding and takes no part -> (batch, patches, patches)
+    """
+    keys = rms_normalize(patches)
+    task = rms_normalize(task)
+    mask = None if task_mask is None else task_mask[:, None, :]
+    queries = rms_normalize(F.scaled_dot_product_attention(keys, task, task, attn_mask=mask))
+    return queries @ keys.transpose(1, 2) / math.sqrt(patches.shape[-1])
+
+
+def count_votes(score: Tensor) -> Tensor:
+    """(batch, patches, patches) -> int64 (batch, patches): how many rows chose each patch; 0 means dropped"""
+    choice = score.argmax(dim=-1)
+    return torch.zeros_like(choice).scatter_add_(1, choice, torch.ones_like(choice))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The patches that enter the language model, one row a token.
+
+    patches (batch, kept, hidden); positions int64 (batch, kept): their place among all patches
+    key_bias (batch, kept): -inf for a row that is padding, log(votes) where votes count; None where neither occurs
+    """
+
+    patches: Tensor
+    positions: Tensor
+    key_bias: Tensor | None
+
+
+def keep_voted(patches: Tensor, votes: Tensor, weighted: bool) -> Selection:
+    """The patches with at least one vote, in ascending order; samples with fewer are padded to the longest.
+
+    weighted: a patch with m votes counts m times as a key. m equal tokens at one position and one token whose
+        logit is raised by log m give the same attention, so this equals the sequence seen in training.
+    """
+    kept = votes > 0
+    counts = kept.sum(dim=1)
+    longest = int(counts.max())
+    # A stable sort of "dropped" puts the kept patches first and leaves their order alone.
+    positions = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :longest]
+    rows = torch.take_along_dim(patches, positions[..., None], dim=1)
+    padding = torch.arange(longest, device=patches.device) >= counts[:, None]
+    if weighted:
+        bias = torch.take_along_dim(votes, positions, dim=1).to(patches.dtype).log()  # log 0 = -inf hides the padding
+    elif bool(padding.any()):
+        bias = torch.zeros_like(padding, dtype=patches.dtype).masked_fill(padding, -math.inf)
+    else:
+        bias = None
+    return Selection(rows, positions, bias)
+
+
+def keep_all(patches: Tensor) -> Selection:
+    """No pruning (OpenVLA-OFT)."""
+    batch, count, _ = patches.shape
+    return Selection(patches, torch.arange(count, device=patches.device).expand(batch, count), None)
+
+
+def replace_by_choice(patches: Tensor, score: Tensor, noise: Tensor | None = None) -> Selection:
+    """Training: every row stays and becomes the patch it voted for; the gradient is the softmax's (straight-through).
+
+    noise (batch, patches, patches): added to the score before both the vote and the softmax
+    """
+    noisy = score if noise is None else score + noise
+    choice = noisy.argmax(dim=-1)
+    soft = noisy.softmax(dim=-1)
+    hard = F.one_hot(choice, patches.shape[1]).to(soft.dtype)
+    return Selection((hard + soft - soft.detach()) @ patches, choice, None)

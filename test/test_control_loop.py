@@ -1,0 +1,107 @@
+"""The control loop's thread. Its timing is measured by benchmarks; here only what does not depend on the machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lightvla_core.errors import LightVLAError
+from lightvla_ros.control_loop import ControlLoop, Ring
+
+PERIOD = 0.005
+
+
+def deadlines_of(ticks: int, stall_at: int = -1) -> tuple[list[float], ControlLoop]:
+    """Run so many ticks; one of them may take four and a half periods."""
+    seen: list[float] = []
+    done = threading.Event()
+
+    def tick(deadline: float) -> None:
+        seen.append(deadline)
+        if len(seen) == stall_at:
+            time.sleep(4.5 * PERIOD)
+        if len(seen) >= ticks:
+            done.set()
+
+    loop = ControlLoop(PERIOD, tick, lambda error: done.set())
+    loop.start()
+    assert done.wait(10.0)
+    loop.stop()
+    return seen, loop
+
+
+def test_deadlines_lie_on_one_grid_and_are_never_repeated() -> None:
+    seen, _ = deadlines_of(30)
+    steps = np.diff(seen) / PERIOD
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)
+    assert steps.min() > 0.5
+
+
+def test_missed_periods_are_skipped_and_counted_never_bunched() -> None:
+    seen, loop = deadlines_of(20, stall_at=10)
+    assert seen[10] - seen[9] >= 4.9 * PERIOD
+    assert np.diff(seen).min() > 0.9 * PERIOD
+    assert loop.statistics().missed >= 4
+
+
+def test_statistics_count_periods_and_start_anew() -> None:
+    seen, loop = deadlines_of(20)
+    statistics = loop.statistics()
+    assert statistics.periods == len(seen)
+    assert 0.0 <= statistics.lateness_p50 <= statistics.lateness_p99 <= statistics.lateness_max
+    loop.reset()
+    assert loop.statistics().periods == 0
+
+
+def test_no_tick_follows_stop() -> None:
+    seen, _ = deadlines_of(5)
+    count = len(seen)
+    time.sleep(3 * PERIOD)
+    assert len(seen) == count
+
+
+def test_exception_in_a_tick_is_handed_over_and_ends_the_loop() -> None:
+    caught: list[Exception] = []
+    done = threading.Event()
+
+    def tick(deadline: float) -> None:
+        raise ValueError("no")
+
+    def on_error(error: Exception) -> None:
+        caught.append(error)
+        done.set()
+
+    loop = ControlLoop(PERIOD, tick, on_error)
+    loop.start()
+    assert done.wait(5.0)
+    loop.stop()
+    assert [str(e) for e in caught] == ["no"]
+
+
+def test_impossible_period_is_refused() -> None:
+    with pytest.raises(LightVLAError, match="control period"):
+        ControlLoop(0.0, lambda deadline: None, lambda error: None)
+
+
+def test_ring_forgets_the_oldest() -> None:
+    ring = Ring(4)
+    assert np.isnan(ring.percentiles(50)).all()
+    for value in range(10):
+        ring.add(value)
+    assert ring.percentiles(0, 100) == [6.0, 9.0]
+
+
+def test_real_time_request_says_what_it_got() -> None:
+    # In a process of its own: where it is granted, the whole process would keep it.
+    code = (
+        "from lightvla_ros.control_loop import request_real_time as r; import os;"
+        "g = r(10, False); print(g.sentence); assert g.scheduling == (os.sched_getscheduler(0) == os.SCHED_FIFO);"
+        "assert r(0, False).scheduling is False"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "real-time scheduling" in output

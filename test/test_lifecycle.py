@@ -1,0 +1,152 @@
+"""The base class of the nodes: transitions, parameters, `run`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rclpy
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+
+from lightvla_core.errors import LightVLAError
+from lightvla_ros.lifecycle import ManagedNode, Parameter
+
+SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, n) for n in ("SUCCESS", "FAILURE", "ERROR"))
+TABLE = (
+    Parameter("rate", 50.0, "Hz", 1.0, 500.0),
+    Parameter("steps", 3, "how many", 0, 5),
+    Parameter("mode", "a", "which", choices=("a", "b")),
+)
+
+
+class Probe(ManagedNode):
+    """Fails where told to, and remembers what was called."""
+
+    def __init__(self, fail: dict[str, Exception] | None = None, **parameters: object) -> None:
+        self.fail, self.calls = fail or {}, list[str]()
+        overrides = [RosParameter(name, value=value) for name, value in parameters.items()]
+        super().__init__("probe", TABLE, parameter_overrides=overrides)
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail:
+            raise self.fail[name]
+
+    def configure_node(self) -> None:
+        self._called("configure")
+
+    def activate_node(self) -> None:
+        self._called("activate")
+
+    def deactivate_node(self) -> None:
+        self._called("deactivate")
+
+    def cleanup_node(self) -> None:
+        self._called("cleanup")
+
+
+@pytest.fixture(autouse=True)
+def ros(ros_domain: int) -> Iterator[None]:
+    rclpy.init(domain_id=ros_domain)
+    yield
+    rclpy.try_shutdown()
+
+
+def label(node: Probe) -> str:
+    return str(node._state_machine.current_state[1])
+
+
+@pytest.mark.parametrize("error", [LightVLAError("no such checkpoint"), ValueError("a bug")])
+def test_failed_configure_is_undone_and_returns_failure(error: Exception) -> None:
+    node = Probe({"configure": error})
+    assert node.trigger_configure() == FAILURE
+    assert (label(node), node.calls) == ("unconfigured", ["configure", "cleanup"])
+
+
+def test_failed_activate_is_undone_and_leaves_the_node_inactive() -> None:
+    node = Probe({"activate": LightVLAError("no")})
+    node.trigger_configure()
+    assert node.trigger_activate() == FAILURE
+    assert (label(node), node.calls) == ("inactive", ["configure", "activate", "deactivate"])
+
+
+def test_failed_deactivate_ends_unconfigured_not_active() -> None:
+    node = Probe({"deactivate": ValueError("a bug")})
+    node.trigger_configure()
+    node.trigger_activate()
+    assert node.trigger_deactivate() == ERROR
+    assert (label(node), node.calls[-1]) == ("unconfigured", "cleanup")
+
+
+def test_shutdown_of_an_active_node_stops_and_releases() -> None:
+    node = Probe()
+    node.trigger_configure()
+    node.trigger_activate()
+    assert node.trigger_shutdown() == SUCCESS
+    assert node.calls[-2:] == ["deactivate", "cleanup"]
+
+
+def test_integer_is_taken_where_a_float_is_meant() -> None:
+    assert isinstance(Probe(rate=20).value("rate"), float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rate", 1000), ("rate", float("nan")), ("rate", "fast"), ("steps", 9), ("mode", "c")]
+)
+def test_bad_parameter_refuses_the_start_and_names_itself(name: str, value: object) -> None:
+    with pytest.raises(LightVLAError, match=name):
+        Probe(**{name: value})
+
+
+def test_bad_parameter_is_refused_at_run_time() -> None:
+    node = Probe()
+    result = node.set_parameters([RosParameter("rate", value="fast")])[0]
+    assert (result.successful, result.reason) == (False, "parameter rate should be of type float, but is 'fast'")
+    assert node.value("rate") == 50.0
+
+
+RUN = """
+import sys
+from lightvla_ros.lifecycle import ManagedNode, run
+class Node(ManagedNode):
+    def __init__(self):
+        super().__init__("lonely")
+        self.create_timer(0.01, self.once)
+    def once(self):
+        print("up", flush=True)
+        if sys.argv[1] == "raise":
+            raise ValueError("a bug")
+    def deactivate_node(self):
+        print("deactivated", flush=True)
+    def cleanup_node(self):
+        print("cleaned up", flush=True)
+sys.exit(run(Node))
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 0), ("raise", 1)])
+def test_signals_and_exceptions_stop_in_order_without_a_traceback(
+    how: str, status: int, tmp_path: Path, ros_domain: int
+) -> None:
+    script = tmp_path / "lonely.py"
+    script.write_text(RUN)
+    process = subprocess.Popen(
+        [sys.executable, str(script), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        if how != "raise":
+            process.send_signal(getattr(signal, how))
+        output, errors = process.communicate(timeout=10.0)
+    finally:
+        process.kill()
+    assert process.returncode == status
+    assert output.replace("up\n", "") == "deactivated\ncleaned up\n"
+    assert "Traceback" not in errors
+    assert ("a callback failed: ValueError: a bug" in errors) == (how == "raise")

@@ -1,0 +1,90 @@
+"""From an observation to an action chunk in robot units."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lightvla_core import LightVLAError, Observation, Policy
+
+RNG = np.random.default_rng(0)
+START = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.5] * 2)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint):
+    return Policy.from_checkpoint(tiny_checkpoint)
+
+
+def observe(instruction="pick up the red cube", cameras=("cam_high", "cam_left_wrist"), **fields):
+    images = {name: RNG.integers(0, 256, (112, 112, 3), dtype=np.uint8) for name in cameras}
+    return Observation(**{"images": images, "proprio": START, "instruction": instruction, "stamp": 12.5, **fields})
+
+
+def test_a_chunk_has_robot_units_kept_patches_and_timing(policy):
+    chunk = policy.predict_action(observe())
+    assert chunk.actions.shape == (25, 14)
+    assert chunk.actions.dtype == np.float64
+    assert np.isfinite(chunk.actions).all()
+    assert {name: mask.shape for name, mask in chunk.kept.items()} == {"cam_high": (8, 8), "cam_left_wrist": (8, 8)}
+    assert 1 <= sum(mask.sum() for mask in chunk.kept.values()) < 128
+    assert list(chunk.timing) == ["preprocess", "vision", "language", "postprocess"]
+    assert all(seconds >= 0 for seconds in chunk.timing.values())
+    assert chunk.stamp == 12.5
+
+
+def test_the_same_observation_gives_the_same_chunk(policy):
+    observation = observe()
+    first, second = policy.predict_action(observation), policy.predict_action(observation)
+    assert np.array_equal(first.actions, second.actions)
+
+
+def test_every_input_matters(policy):
+    base = observe()
+    chunk = policy.predict_action(base).actions
+    images = {**base.images, "cam_left_wrist": 255 - base.images["cam_left_wrist"]}
+    for change in ({"images": images}, {"proprio": START + 0.1}, {"instruction": "open the drawer"}):
+        assert not np.allclose(policy.predict_action(dataclasses.replace(base, **change)).actions, chunk, atol=1e-4)
+
+
+def test_a_batch_gives_what_its_samples_give_alone(policy):
+    """With different kept counts and prompt lengths, within 1e-5 of the actions' range."""
+    observations = [observe("go"), observe("pick up the red cube and place it in the bowl"), observe()]
+    alone = [policy.predict_action(o) for o in observations]
+    assert len({sum(m.sum() for m in c.kept.values()) for c in alone}) > 1
+    for single, batched in zip(alone, policy.predict_actions(observations), strict=True):
+        assert np.allclose(single.actions, batched.actions, rtol=0, atol=1e-5)
+        assert all(np.array_equal(single.kept[name], batched.kept[name]) for name in single.kept)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"instruction": " "}, "the instruction is empty"),
+        ({"cameras": ("cam_high",)}, "expects images of cam_high, cam_left_wrist, but got cam_high"),
+        ({"proprio": None}, "expects 14 finite numbers of proprioception, but got none"),
+        ({"proprio": START[:7]}, "expects 14 finite numbers"),
+        ({"proprio": START * np.nan}, "expects 14 finite numbers"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(policy, fields, sentence):
+    with pytest.raises(LightVLAError, match=sentence):
+        policy.predict_action(observe(**fields))
+
+
+@pytest.mark.parametrize(("device", "sentence"), [("abacus", "unknown device"), ("cuda", "no CUDA GPU")])
+def test_a_device_that_is_not_there_is_refused(tiny_checkpoint, device, sentence, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(LightVLAError, match=sentence):
+        Policy.from_checkpoint(tiny_checkpoint, device=device)
+
+
+def test_a_contract_with_another_number_of_cameras_names_what_the_policy_expects(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    data = json.loads((copy / "contract.json").read_text())
+    data["cameras"] = data["cameras"][:1]
+    (copy / "contract.json").write_text(json.dumps(data))
+    with pytest.raises(LightVLAError, match="expects images of cam_high, but got cam_high, cam_left_wrist"):
+        Policy.from_checkpoint(copy).predict_action(observe())
