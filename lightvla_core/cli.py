@@ -93,6 +93,9 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1.0, help="Length of the episode, s.")] = 20.0,
     video: Annotated[Path, typer.Option(help="Where the video goes.")] = Path("demo.mp4"),
     seed: Annotated[int, typer.Option(min=0, help="Of the cubes on the table and of the random weights.")] = 0,
+    pace: Annotated[str, typer.Option(help="real_time, or clock: simulated time, for machines too slow for it.")] = (
+        "real_time"
+    ),
 ) -> None:
     """Run a policy on the simulated ALOHA, over real ROS 2 topics, and make a video of it.
 
@@ -102,7 +105,7 @@ def demo(
     from importlib import import_module
 
     # The core knows nothing of ROS; this one sub-command only hands over.
-    import_module("lightvla_ros.demo").run(checkpoint, instruction, seconds, video, seed)
+    import_module("lightvla_ros.demo").run(checkpoint, instruction, seconds, video, seed, pace)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def tiny() -> ModelConfig:
         llama=LlamaConfig(
             vocab_size=text + bins + 64,
             hidden_size=256,
-            intermediate_size=688,
+            intermediate_size=512,
             num_layers=4,
             num_heads=4,
             num_kv_heads=4,

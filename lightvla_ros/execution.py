@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.chunk_schedule import ChannelKinds, ChunkError, ChunkSchedule, TimedChunk
-from lightvla_ros.control_loop import Ring
+from lightvla_ros.control_loop import Ring, percentiles
 from lightvla_ros.robots.description import RobotDescription, check_contract
 from lightvla_ros.safety import ClockWatch, Limits, Now, SafetyGate, StateWatch
 
 # How many latencies are remembered for their percentiles.
-_LATENCIES = 10_000
+_LATENCIES = 4096
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Execution:
         return self._follow(measured, now)
 
     def counts(self) -> Counts:
-        p50, p99 = self._latency.percentiles(50, 99)
+        p50, p99 = percentiles(self._latency.held(), 50, 99)
         return Counts(
             commands=self._commands,
             interventions=dict(self._gate.interventions),

@@ -1,6 +1,7 @@
 """Camera images and instructions become what the network was trained on."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ TOKENS = tiny().tokens
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
+@cache
 def encoder():
     return PromptEncoder(tiny_tokenizer(), CONTRACT, TOKENS)
 

@@ -151,7 +151,7 @@ def test_velocity_channels_are_zero_after_a_stop() -> None:
 
 
 def test_arm_is_refused_where_the_robot_stands_outside_its_limits_or_is_not_finite() -> None:
-    with pytest.raises(LightVLAError, match="left_elbow is at 2.1600, outside its limits"):
+    with pytest.raises(LightVLAError, match=r"left_elbow is at 2\.1600, outside its limits"):
         armed(moved(1.0, 2))
     with pytest.raises(LightVLAError, match="left_elbow is not finite"):
         armed(moved(math.nan, 2))

@@ -1,0 +1,62 @@
+"""Which process starts with which parameters: what the demo and the launch files share."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightvla_ros import processes
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_simulation_is_three_processes_and_the_policy_gets_the_checkpoint():
+    sim, policy, executor = processes.simulation("/tmp/checkpoint", "pick up the cube", seed=3)
+    assert [p.executable for p in (sim, policy, executor)] == ["sim_node", "policy_node", "executor_node"]
+    assert policy.parameters["checkpoint"] == "/tmp/checkpoint"
+    assert policy.parameters["instruction"] == "pick up the cube"
+    assert sim.parameters["seed"] == 3
+
+
+def test_simulated_time_reaches_the_nodes_only_when_the_clock_paces():
+    for pace, expected in (("real_time", False), ("clock", True)):
+        sim, policy, executor = processes.simulation("c", "i", pace=pace)
+        assert sim.parameters["pace"] == pace
+        assert policy.parameters["use_sim_time"] is executor.parameters["use_sim_time"] is expected
+
+
+def test_every_process_gets_the_transport_profile_that_carries_images():
+    for process in processes.simulation("c", "i"):
+        for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+            assert Path(process.environment[variable]).read_text().count("segment_size") == 2
+
+
+def test_parameter_values_survive_the_command_line():
+    value = 'say "hi": 5, and \\ [go]'
+    command = processes.Process("x", "lightvla_ros.x", {"instruction": value, "n": ["a", "b"]}).command()
+    assert command[:4] == [sys.executable, "-m", "lightvla_ros.x", "--ros-args"]
+    name, _, text = command[5].partition(":=")
+    assert (name, json.loads(text)) == ("instruction", value)
+
+
+def test_simulations_stay_on_this_machine(monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    assert processes.local_only_environment() == {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    monkeypatch.setenv("ROS_DISTRO", "humble")
+    assert processes.local_only_environment() == {"ROS_LOCALHOST_ONLY": "1"}
+
+
+@pytest.mark.parametrize("process", [*processes.simulation("c", "i"), processes.operator(1.0, "v")])
+def test_every_executable_is_a_console_script_of_the_package(process):
+    setup = (ROOT / "setup.py").read_text()
+    assert f'"{process.executable} = {process.module}:main"' in setup
+
+
+def test_launch_files_describe_the_same_graph():
+    launch = pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS 2 installation")
+    assert launch is not None
+    source = ROOT / "launch" / "sim.launch.py"
+    namespace: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), namespace)
+    assert namespace["generate_launch_description"]().entities
