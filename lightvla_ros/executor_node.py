@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,11 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from lightvla_ros.chunk_message import from_message, instruction_id, stamp_seconds
+from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.chunk_schedule import ChunkError
 from lightvla_ros.control_loop import ControlLoop, RealTime, request_real_time
 from lightvla_ros.execution import Execution, ExecutionSettings
+from lightvla_ros.inbox import Inbox, RawMessage
 from lightvla_ros.robots.aloha import COMMAND_TYPES, CommandTopic, command_topics, commands, proprioception
 from lightvla_ros.robots.description import load_robot
 from lightvla_ros.safety import Now
@@ -69,7 +71,10 @@ class ExecutorNode(ManagedNode):
         self._instruction: str | None = None
         self._trouble: dict[str, str] = {}
         self._commanders: list[tuple[CommandTopic, Any]] = []
-        self._configured_subscriptions: list[Any] = []
+        self._inbox: Inbox | None = None
+        self._chunks: Any = None
+        # The newest joint state of each arm that nobody has looked at yet.
+        self._unread: dict[str, RawMessage] = {}
         self._last_state = ""
         self._state_publisher = self.create_publisher(String, "~/state", LATCHED_QOS)
         self._preview_publisher = self.create_publisher(JointTrajectory, "~/preview", NEWEST_QOS)
@@ -93,9 +98,11 @@ class ExecutorNode(ManagedNode):
             tuple(robot.joint_state_topics), self.value("command_type"), self._execution.settings.period
         ):
             self._commanders.append((topic, self.create_publisher(topic.message, topic.topic, NEWEST_QOS)))
+        self._inbox = Inbox(self)
         for arm, name in robot.joint_state_topics.items():
-            self._subscribe(JointState, name, lambda message, arm=arm: self._on_joint_state(arm, message), SENSOR_QOS)
-        self._subscribe(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST_QOS)
+            self._inbox.subscribe(JointState, name, partial(self._on_joint_state, arm), SENSOR_QOS)
+        self._inbox.start()
+        self._chunks = self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST_QOS)
         self._real_time = request_real_time(self.value("real_time_priority"), self.value("lock_memory"))
         self.get_logger().info(
             f"configured for {robot.robot}, contract {contract.hash}, "
@@ -114,11 +121,13 @@ class ExecutorNode(ManagedNode):
         self._hold_and_disarm("the executor was deactivated")
 
     def cleanup_node(self) -> None:
-        for subscription in self._configured_subscriptions:
-            self.destroy_subscription(subscription)
+        if self._inbox is not None:
+            self._inbox.close()
+        if self._chunks is not None:
+            self.destroy_subscription(self._chunks)
         for _, publisher in self._commanders:
             self.destroy_publisher(publisher)
-        self._configured_subscriptions, self._commanders = [], []
+        self._inbox, self._chunks, self._commanders = None, None, []
         self._execution = None
 
     def diagnostic_status(self) -> Any:
@@ -163,9 +172,6 @@ class ExecutorNode(ManagedNode):
             max_clock_leap=self.value("max_clock_leap"),
         )
 
-    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: Any) -> None:
-        self._configured_subscriptions.append(self.create_subscription(kind, topic, callback, qos))
-
     def _now(self) -> Now:
         return Now(self.get_clock().now().nanoseconds * 1e-9, time.monotonic())
 
@@ -184,8 +190,16 @@ class ExecutorNode(ManagedNode):
             if self._execution is not None:
                 self._execution.set_instruction(self._instruction)
 
-    def _on_joint_state(self, arm: str, message: Any) -> None:
-        received = time.monotonic()
+    def _on_joint_state(self, arm: str, message: RawMessage) -> None:
+        self._unread[arm] = message
+
+    def _read_joint_states(self) -> None:
+        """Hand what came since the last period to the execution; under the lock."""
+        for arm in tuple(self._unread):
+            raw = self._unread.pop(arm)
+            self._read_joint_state(arm, raw.decode(), raw)
+
+    def _read_joint_state(self, arm: str, message: Any, raw: RawMessage) -> None:
         fits = len(message.name) == len(message.position)
         self._report_trouble(
             f"joint state of {arm}",
@@ -194,8 +208,7 @@ class ExecutorNode(ManagedNode):
         if not fits or self._execution is None:
             return
         positions = dict(zip(message.name, message.position, strict=True))
-        with self._lock:
-            self._execution.feed_state(arm, positions, stamp_seconds(message.header.stamp), received)
+        self._execution.feed_state(arm, positions, raw.stamp, raw.received)
 
     def _on_chunk(self, message: Any) -> None:
         execution = self._execution
@@ -236,6 +249,7 @@ class ExecutorNode(ManagedNode):
                     f"cannot arm: {others} other publisher(s) on {publisher.topic_name} would command {topic.arm} too"
                 )
         with self._lock:
+            self._read_joint_states()
             self._execution.arm(self._now())
             self._loop.reset()
             self._report_state()
@@ -263,6 +277,7 @@ class ExecutorNode(ManagedNode):
             return
         with self._lock:
             try:
+                self._read_joint_states()
                 period = execution.run_period(self._now())
                 if period.command is not None:
                     self._send(period.command)

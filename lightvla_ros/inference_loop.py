@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
@@ -71,7 +71,7 @@ class LoopStatus:
 class InferenceLoop:
     """Infers on its own thread between `start` and `stop`. All public methods return at once, but for `stop`.
 
-    streams, proprioception: as for observation.to_observation; ros_clock: its present time, s
+    streams, proprioception, decode: as for observation.to_observation; ros_clock: its present time, s
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class InferenceLoop:
         gatherer: ObservationGatherer,
         streams: Sequence[Stream],
         proprioception: Proprioception | None,
+        decode: Callable[[Any], Any],
         timing: InferenceTiming,
         ros_clock: Callable[[], float],
         events: Events,
@@ -88,6 +89,7 @@ class InferenceLoop:
         self._gatherer = gatherer
         self._streams = tuple(streams)
         self._proprioception = proprioception
+        self._decode = decode
         self._timing = timing
         self._ros_clock = ros_clock
         self._events = events
@@ -181,7 +183,7 @@ class InferenceLoop:
     def _infer(self, snapshot: Snapshot, instruction: str) -> None:
         self._seen = snapshot.images
         try:
-            observation = to_observation(snapshot, self._streams, self._proprioception, instruction)
+            observation = to_observation(snapshot, self._streams, self._proprioception, instruction, self._decode)
             started = time.perf_counter()
             chunk = self._policy.predict_action(observation)
         except LightVLAError as error:

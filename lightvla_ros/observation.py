@@ -223,15 +223,20 @@ class ObservationGatherer:
 
 
 def to_observation(
-    snapshot: Snapshot, streams: Sequence[Stream], proprioception: Proprioception | None, instruction: str
+    snapshot: Snapshot,
+    streams: Sequence[Stream],
+    proprioception: Proprioception | None,
+    instruction: str,
+    decode: Callable[[Any], Any],
 ) -> Observation:
     """Decode a snapshot's messages; this costs milliseconds and belongs on the inference thread.
 
-    proprioception: None where the contract has none
+    proprioception: None where the contract has none; decode: from what was put into the gatherer to a message
     Raises LightVLAError for messages that cannot be decoded and for a state that is not finite.
     """
-    images = {s.name: _decoded(snapshot.messages[s.name], s) for s in streams if s.kind == "camera"}
-    states = {s.name: joint_positions(snapshot.messages[s.name], str(s)) for s in streams if s.kind == "joint state"}
+    messages = {name: decode(message) for name, message in snapshot.messages.items()}
+    images = {s.name: _decoded(messages[s.name], s) for s in streams if s.kind == "camera"}
+    states = {s.name: joint_positions(messages[s.name], str(s)) for s in streams if s.kind == "joint state"}
     proprio = None if proprioception is None else proprioception(states)
     return Observation(images=images, proprio=proprio, instruction=instruction, stamp=snapshot.stamp)
 

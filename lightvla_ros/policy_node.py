@@ -34,9 +34,10 @@ from trajectory_msgs.msg import JointTrajectory
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
-from lightvla_ros.chunk_message import instruction_id, stamp_seconds, to_message
+from lightvla_ros.chunk_message import instruction_id, to_message
 from lightvla_ros.chunk_schedule import TimedChunk
 from lightvla_ros.images import fill_image
+from lightvla_ros.inbox import Inbox, RawMessage
 from lightvla_ros.inference_loop import InferenceLoop, LoopStatus
 from lightvla_ros.inference_timing import MODES, InferenceTiming
 from lightvla_ros.observation import EdgeLog, Limits, NotReady, ObservationGatherer, Reason, Stream
@@ -104,7 +105,14 @@ class PolicyNode(ManagedNode):
         self._edges = EdgeLog({Reason.MISSING: _GRACE, Reason.SKEWED: self.value("max_age")})
         timing = self._timing(self._contract)
         self._loop = InferenceLoop(
-            self._policy, self._gatherer, self._streams, self._proprioception, timing, self._ros_time, self
+            self._policy,
+            self._gatherer,
+            self._streams,
+            self._proprioception,
+            RawMessage.decode,
+            timing,
+            self._ros_time,
+            self,
         )
         self._loop.instruct(self._instruction)
         self._loop.start()
@@ -161,9 +169,9 @@ class PolicyNode(ManagedNode):
 
     # What the executor thread hears.
 
-    def _on_message(self, stream: Stream, message: Any) -> None:
+    def _on_message(self, stream: Stream, message: RawMessage) -> None:
         if self._gatherer is not None:
-            self._gatherer.put(stream.name, message, stamp_seconds(message.header.stamp), time.monotonic())
+            self._gatherer.put(stream.name, message, message.stamp, message.received)
         if self._loop is not None and stream.kind == "camera":
             self._loop.wake()
 
@@ -239,20 +247,20 @@ class PolicyNode(ManagedNode):
         self._pictures = self._own_publisher(Image, "~/debug_image", NEWEST_QOS)
 
     def _make_subscriptions(self) -> None:
+        self._inbox = Inbox(self)
+        self._owned.append(self._inbox.close)
         camera_type = CompressedImage if self.value("transport") == "compressed" else Image
         for stream in self._streams:
             kind = camera_type if stream.kind == "camera" else JointState
-            self._own_subscription(kind, stream.topic, partial(self._on_message, stream), SENSOR_QOS)
-        self._own_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
+            self._inbox.subscribe(kind, stream.topic, partial(self._on_message, stream), SENSOR_QOS)
+        instructions = self.create_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
+        self._owned.append(lambda: self.destroy_subscription(instructions))
+        self._inbox.start()
 
     def _own_publisher(self, kind: Any, topic: str, qos: Any) -> Any:
         publisher = self.create_publisher(kind, topic, qos)
         self._owned.append(lambda: self.destroy_publisher(publisher))
         return publisher
-
-    def _own_subscription(self, kind: Any, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos)
-        self._owned.append(lambda: self.destroy_subscription(subscription))
 
     def _ros_time(self) -> float:
         return float(self.get_clock().now().nanoseconds) * 1e-9

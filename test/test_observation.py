@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
+from lightvla_core.interface import Observation
 from lightvla_ros.observation import (
     EdgeLog,
     Limits,
@@ -45,6 +46,10 @@ def gatherer(stamps: Mapping[Stream, float], received: float = STEADY) -> Observ
 
 def all_at(stamp: float, **others: float) -> dict[Stream, float]:
     return {stream: others.get(stream.name, stamp) for stream in STREAMS}
+
+
+def observe(snapshot: Snapshot, instruction: str) -> Observation:
+    return to_observation(snapshot, STREAMS, _proprioception, instruction, decode=lambda message: message)
 
 
 def refused(result: Snapshot | NotReady) -> NotReady:
@@ -200,7 +205,7 @@ def _snapshot(high: Any, left: Any) -> Snapshot:
 
 def test_observation_carries_decoded_images_proprioception_instruction_and_stamp() -> None:
     snapshot = _snapshot(_image(9), _state(elbow=2.0, waist=1.0))
-    observation = to_observation(snapshot, STREAMS, _proprioception, "pick up the cube")
+    observation = observe(snapshot, "pick up the cube")
     assert (observation.images["cam_high"] == 9).all()
     assert (observation.images["cam_wrist"] == 7).all()
     np.testing.assert_array_equal(observation.proprio, [1.0, 2.0, 3.0])
@@ -210,7 +215,7 @@ def test_observation_carries_decoded_images_proprioception_instruction_and_stamp
 
 def test_unknown_encoding_names_camera_and_topic() -> None:
     with pytest.raises(LightVLAError, match=r"camera cam_high \(/cam_high/image\).*'32FC1'"):
-        to_observation(_snapshot(_image(9, "32FC1"), _state(waist=0.0, elbow=0.0)), STREAMS, _proprioception, "")
+        observe(_snapshot(_image(9, "32FC1"), _state(waist=0.0, elbow=0.0)), "")
 
 
 def test_joint_state_that_is_not_finite_is_refused() -> None:

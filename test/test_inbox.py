@@ -1,0 +1,70 @@
+"""Fast streams arrive as bytes, with their stamp readable, on a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import rclpy
+from builtin_interfaces.msg import Time
+from rclpy.node import Node
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image, JointState
+
+from lightvla_ros.inbox import Inbox, RawMessage
+from lightvla_ros.lifecycle import NEWEST_QOS
+
+
+@pytest.fixture
+def node(ros_domain):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    made = Node("owner", context=context, namespace="/somewhere")
+    yield made
+    made.destroy_node()
+    context.shutdown()
+
+
+@pytest.mark.parametrize("kind", [JointState, Image])
+def test_the_stamp_is_read_without_decoding_the_rest(kind):
+    message = kind()
+    message.header.stamp = Time(sec=1_700_000_000, nanosec=250_000_000)
+    message.header.frame_id = "somewhere"
+    raw = RawMessage(kind, serialize_message(message), received=1.0)
+    assert raw.stamp == 1_700_000_000.25
+    assert raw.decode() == message
+
+
+def test_a_message_reaches_the_callback_although_nobody_spins_the_node(node):
+    inbox, arrived = Inbox(node), threading.Event()
+    received: list[RawMessage] = []
+
+    def on_message(message: RawMessage) -> None:
+        received.append(message)
+        arrived.set()
+
+    inbox.subscribe(JointState, "joint_states", on_message, NEWEST_QOS)
+    inbox.start()
+    publisher = node.create_publisher(JointState, "joint_states", NEWEST_QOS)
+    while not publisher.get_subscription_count():
+        time.sleep(0.01)
+    before = time.monotonic()
+    publisher.publish(JointState(name=["waist"], position=[0.5]))
+    assert arrived.wait(10.0)
+    inbox.close()
+    assert received[0].decode().position.tolist() == [0.5]
+    assert before <= received[0].received <= time.monotonic()
+
+
+def test_after_closing_nothing_is_subscribed_any_more(node):
+    inbox = Inbox(node)
+    inbox.subscribe(JointState, "joint_states", lambda message: None, NEWEST_QOS)
+    inbox.start()
+    inbox.close()
+    while node.count_subscribers("/somewhere/joint_states"):
+        time.sleep(0.01)
+
+
+def test_closing_an_inbox_that_never_started_is_fine(node):
+    Inbox(node).close()
