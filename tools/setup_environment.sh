@@ -46,8 +46,8 @@ fi
 "$python" -m venv "${site[@]}" "$venv" 2>/dev/null ||
     fail "cannot make the virtual environment $venv; run: sudo apt-get install -y python3-venv"
 
-pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --progress-bar on)
-"${pip[@]}" --upgrade pip
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install)
+"${pip[@]}" --quiet --upgrade pip
 if [[ $extras == *policy* ]]; then
     case $torch in
         existing)
