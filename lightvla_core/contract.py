@@ -175,6 +175,10 @@ class PolicyContract:
             self.attention == "bidirectional" or not self.pruning.enabled,
             "causal attention and pruning do not go together",
         )
+        _require(
+            self.attention == "bidirectional" or (self.action_head == "discrete" and not self.proprioception),
+            "causal attention goes with the discrete action head and without proprioception",
+        )
 
     @property
     def action_names(self) -> tuple[str, ...]:

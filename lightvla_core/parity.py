@@ -24,7 +24,8 @@ from lightvla_core.contract import ActionHead, Camera, Channel, PolicyContract, 
 from lightvla_core.errors import LightVLAError
 from lightvla_core.finetuning.objective import Batch, Outcome, Randomness, compute_loss
 from lightvla_core.model import diffusion, pruner
-from lightvla_core.model.vla import LightVLA, Sequence, TextInput
+from lightvla_core.model.sequence import Sequence, TextInput
+from lightvla_core.model.vla import LightVLA
 from lightvla_core.normalization import Normalizer
 
 TOLERANCE = 1e-4  # of a float tensor, relative to its largest absolute value
@@ -185,7 +186,7 @@ def _run_inference(case: Case) -> dict[str, Tensor]:
         out["mid.patch_features"] = model.vision_backbone(case["pixel_values"], language)
         patches = out["mid.projected_patches"] = model.projector(out["mid.patch_features"])
         if model.contract.action_head == "diffusion":
-            _run_denoising(case, model, patches, text, proprio, out)
+            _run_denoising(case, model, model.assemble(patches, text, proprio), out)
         else:
             _run_single_step(case, model, model.assemble(patches, text, proprio), out)
     return out
@@ -202,17 +203,17 @@ def _inference_text(ids: Tensor, model: LightVLA) -> TextInput:
     return TextInput(ids, torch.ones_like(slots), slots)
 
 
-def _record_pruning(model: LightVLA, sequence: Sequence, out: dict[str, Tensor]) -> None:
+def _record_pruning(model: LightVLA, sequence: Sequence, score: Tensor | None, out: dict[str, Tensor]) -> None:
+    """score None where nothing is pruned"""
     out["mid.multimodal_embeddings"] = sequence.embeddings()
-    if model.contract.pruning.enabled:
-        out["mid.score"] = model.score(sequence)
-        out["mid.score_argmax"] = out["mid.score"].argmax(-1)
-        out["mid.keep_mask"] = pruner.count_votes(out["mid.score"]) > 0
-        selection = pruner.keep_voted(sequence.patches, pruner.count_votes(out["mid.score"]), weighted=False)
-    else:
-        selection = pruner.keep_all(sequence.patches)
-        out["mid.keep_mask"] = torch.ones_like(selection.positions, dtype=torch.bool)
-    out["mid.pruned_position_ids"] = model.positions(sequence, selection)
+    votes = None
+    if score is not None:
+        votes = pruner.count_votes(score)
+        out["mid.score"] = score
+        out["mid.score_argmax"] = score.argmax(-1)
+    selection = model.select(sequence, votes)
+    out["mid.keep_mask"] = torch.ones_like(selection.positions, dtype=torch.bool) if votes is None else votes > 0
+    out["mid.pruned_position_ids"] = sequence.positions(selection)
     layers: list[Tensor] = []
     model.run_language_model(sequence, selection, layers)
     out["mid.hidden_states"] = torch.cat(layers)
@@ -226,7 +227,7 @@ def _readouts(case: Case) -> dict[str, Readout]:
 
 
 def _run_single_step(case: Case, model: LightVLA, sequence: Sequence, out: dict[str, Tensor]) -> None:
-    _record_pruning(model, sequence, out)
+    _record_pruning(model, sequence, model.score(sequence) if model.contract.pruning.enabled else None, out)
     last = out["mid.hidden_states"][-1:]
     for prefix, readout in _readouts(case).items():
         model.contract = dataclasses.replace(model.contract, readout=readout)
@@ -246,19 +247,18 @@ def _record_actions(case: Case, model: LightVLA, normalized: Tensor, prefix: str
     out[f"{prefix}actions"] = torch.from_numpy(actions)
 
 
-def _run_denoising(
-    case: Case, model: LightVLA, patches: Tensor, text: TextInput, proprio: Tensor | None, out: dict[str, Tensor]
-) -> None:
+def _run_denoising(case: Case, model: LightVLA, sequence: Sequence, out: dict[str, Tensor]) -> None:
     steps = int(case.meta["diffusion_inference_steps"])
     timesteps = diffusion.inference_timesteps(steps)
     out["mid.timesteps"] = torch.tensor(timesteps)
+    score = model.repeated_score(sequence) if model.contract.pruning.enabled else None
     for prefix, readout in _readouts(case).items():
         model.contract = dataclasses.replace(model.contract, readout=readout)
         actions, per_step = case["noise"], list[dict[str, Tensor]]()
         for timestep in timesteps:
-            sequence = model.assemble(patches, text, proprio, actions, torch.tensor([timestep]))
+            sequence = model.insert_noise(sequence, actions, torch.tensor([timestep]))
             step: dict[str, Tensor] = {}
-            _record_pruning(model, sequence, step)
+            _record_pruning(model, sequence, None if score is None else score(sequence.noisy_tokens), step)
             if not per_step:
                 out.update(step)
             states = model.read_slots(step["mid.hidden_states"][-1:], sequence)
@@ -323,7 +323,7 @@ def _training_outputs(model: LightVLA, batch: Batch, outcome: Outcome) -> dict[s
         "mid.multimodal_attention_mask": torch.cat((batch.mask[:, :1], prefix, batch.mask[:, 1:]), dim=1),
         "mid.selected_indices": selection.positions,
         "mid.selected_patches": selection.patches,
-        "mid.pruned_position_ids": model.positions(sequence, selection),
+        "mid.pruned_position_ids": sequence.positions(selection),
         "mid.last_hidden_states": outcome.hidden,
         "mid.action_mask": slots[:, 1:],
         "mid.action_hidden_states": states,

@@ -14,7 +14,9 @@ from lightvla_core.checkpoint import STATISTICS_FILE, load_model, read_json, req
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
-from lightvla_core.model.vla import LightVLA, TextInput
+from lightvla_core.model import diffusion
+from lightvla_core.model.sequence import TextInput
+from lightvla_core.model.vla import LightVLA
 from lightvla_core.normalization import Normalizer
 from lightvla_core.processing import PromptEncoder, prepare_images, to_pixels
 
@@ -26,21 +28,35 @@ class Policy:
     chunk = policy.predict_action(observation)
     """
 
-    def __init__(self, model: LightVLA, prompt: PromptEncoder, normalizer: Normalizer, seed: int = 0) -> None:
-        """seed: of the noise from which a diffusion head starts"""
+    def __init__(
+        self,
+        model: LightVLA,
+        prompt: PromptEncoder,
+        normalizer: Normalizer,
+        denoising_steps: int = diffusion.TRAINING_STEPS,
+        seed: int = 0,
+    ) -> None:
+        """denoising_steps: of a diffusion head, 1..50; seed: of the noise from which it starts"""
+        diffusion.inference_timesteps(denoising_steps)
         self._model = model
         self._prompt = prompt
         self._normalizer = normalizer
-        self._noise = torch.Generator().manual_seed(seed)
+        self._denoising_steps = denoising_steps
+        self._seed = seed
         self._text: tuple[tuple[str, ...], TextInput] | None = None
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        denoising_steps: int = diffusion.TRAINING_STEPS,
     ) -> Policy:
         """Load a checkpoint folder made by `lightvla import`, `lightvla init` or training.
 
         dtype: of weights and arithmetic; by default float32 on a CPU and bfloat16 on a GPU
+        denoising_steps: of a diffusion head, 1..50; the fewer, the faster
         Raises LightVLAError, in one sentence, for a checkpoint that is missing, damaged or contradicts its contract.
         """
         folder = Path(path)
@@ -51,7 +67,8 @@ class Policy:
         model = load_model(folder, device, dtype)
         statistics = folder / STATISTICS_FILE
         normalizer = Normalizer.from_statistics(read_json(statistics), model.contract, str(statistics))
-        return cls(model, PromptEncoder.from_folder(folder, model.contract, model.config.tokens), normalizer)
+        prompt = PromptEncoder.from_folder(folder, model.contract, model.config.tokens)
+        return cls(model, prompt, normalizer, denoising_steps)
 
     @property
     def contract(self) -> PolicyContract:
@@ -66,7 +83,11 @@ class Policy:
         return self.predict_actions([observation])[0]
 
     def predict_actions(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """A batch of observations; each chunk is what its observation would give alone. timing is the batch's."""
+        """A batch of observations; each chunk is what its observation would give alone. timing is the batch's.
+
+        A diffusion head starts from noise that the policy's seed and the observation's stamp determine, so that
+        equal observations give equal chunks.
+        """
         watch = _Stopwatch(self.device)
         weight = self._model.language_model.lm_head.weight
         images = [to_pixels(prepare_images(o.images, self.contract), self._model.config.towers) for o in observations]
@@ -78,7 +99,8 @@ class Policy:
             pixels,
             text,
             None if proprio is None else proprio.to(weight),
-            self._draw_noise(len(observations)),
+            self._draw_noise(observations),
+            self._denoising_steps,
             mark=watch.mark,
         )
         normalized = prediction.actions.double().cpu().numpy()
@@ -110,11 +132,13 @@ class Policy:
         stacked = np.stack([self._normalizer.proprio.normalize(np.asarray(o.proprio)) for o in observations])
         return torch.from_numpy(stacked).float()
 
-    def _draw_noise(self, batch: int) -> torch.Tensor | None:
+    def _draw_noise(self, observations: Sequence[Observation]) -> torch.Tensor | None:
         if self.contract.action_head != "diffusion":
             return None
-        shape = (batch, self.contract.chunk_length, len(self.contract.actions))
-        return torch.randn(shape, generator=self._noise).to(self.device)
+        shape = (self.contract.chunk_length, len(self.contract.actions))
+        seeds = [[self._seed, int(np.float64(o.stamp).view(np.uint64))] for o in observations]
+        noise = np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
+        return torch.from_numpy(noise).to(self.device)
 
     def _kept_masks(self, votes: torch.Tensor | None, batch: int) -> list[dict[str, NDArray[np.bool_]]]:
         """votes (batch, patches), None where nothing is pruned -> for each sample, camera -> bool (rows, columns)"""

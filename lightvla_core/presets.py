@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from lightvla_core.checkpoint import save_checkpoint
-from lightvla_core.contract import Camera, Channel, Gripper, PolicyContract, Pruning
+from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, PolicyContract, Pruning
 from lightvla_core.errors import LightVLAError
 from lightvla_core.model.config import (
     DINOV2_LARGE,
@@ -143,15 +143,55 @@ def aloha_contract(cameras: tuple[Camera, ...], chunk_length: int = 25, control_
     )
 
 
-def write_tiny(folder: Path, seed: int = 0) -> Path:
-    """A tiny ALOHA checkpoint with random weights: two 112 px cameras, 25 steps at 25 Hz. The same seed gives the
-    same weights. It moves the arms around their start pose and has learnt nothing.
+_EEF = ("eef_x", "eef_y", "eef_z", "eef_rx", "eef_ry", "eef_rz")
+# The ready pose of an FR3's tool, m and axis-angle rad, with an open hand, and how far around it states are expected.
+_FRANKA_CENTER = (0.307, 0.0, 0.487, 3.14, 0.0, 0.0, 0.02, 0.02)
+_FRANKA_REACH = (0.3, 0.4, 0.4, 1.0, 1.0, 1.0, 0.02, 0.02)
+# Of a full delta: with 20 actions of at most 0.05 m a second, 0.2 m/s.
+_FRANKA_DELTA = 0.2
+
+
+def franka_contract(cameras: tuple[Camera, ...], chunk_length: int = 8, control_rate: float = 20.0) -> PolicyContract:
+    """One arm in end-effector deltas of at most 0.05 m and 0.5 rad, base frame; the gripper 0 closed or 1 open."""
+    poses = tuple(Channel(name, "m" if i < 3 else "rad") for i, name in enumerate(_EEF))
+    return PolicyContract(
+        robot="franka",
+        cameras=cameras,
+        proprioception=(*poses, Channel("finger_1", "m"), Channel("finger_2", "m")),
+        actions=tuple(Channel(name, "normalized") for name in (*_EEF, "gripper")),
+        action_space="eef_delta",
+        chunk_length=chunk_length,
+        control_rate=control_rate,
+        normalization="bounds",
+        statistics_key="franka_sim",
+        end_effector=EndEffector(linear_scale=0.05, angular_scale=0.5),
+        gripper=Gripper(("gripper",), open=1.0, closed=0.0, binary=True),
+        pruning=Pruning(multiplicity="weighted"),
+    )
+
+
+def write_tiny(folder: Path, seed: int = 0, robot: Literal["aloha", "franka"] = "aloha") -> Path:
+    """A tiny checkpoint with random weights and two 112 px cameras. The same seed gives the same weights.
+
+    aloha: 25 joint positions at 25 Hz around the start pose; franka: 8 small deltas at 20 Hz. It has learnt nothing.
     """
-    contract = aloha_contract((Camera("cam_high", 112, 112), Camera("cam_left_wrist", 112, 112)))
+    contract, statistics = _tiny_aloha() if robot == "aloha" else _tiny_franka()
     config = tiny()
     weights = random_weights(config, contract, seed).items()
-    save_checkpoint(folder, config, contract, _aloha_statistics(), tiny_tokenizer().to_str(), weights)
+    save_checkpoint(folder, config, contract, statistics, tiny_tokenizer().to_str(), weights)
     return folder
+
+
+def _tiny_aloha() -> tuple[PolicyContract, dict[str, Any]]:
+    return aloha_contract((Camera("cam_high", 112, 112), Camera("cam_left_wrist", 112, 112))), _aloha_statistics()
+
+
+def _tiny_franka() -> tuple[PolicyContract, dict[str, Any]]:
+    contract = franka_contract((Camera("third_person", 112, 112), Camera("wrist", 112, 112)))
+    center, reach = (torch.tensor(values, dtype=torch.float64) for values in (_FRANKA_CENTER, _FRANKA_REACH))
+    proprio = {"min": (center - reach).tolist(), "max": (center + reach).tolist()}
+    action = {"min": [-_FRANKA_DELTA] * 6 + [0.0], "max": [_FRANKA_DELTA] * 6 + [1.0]}
+    return contract, {"franka_sim": {"action": action, "proprio": proprio}}
 
 
 def _aloha_statistics() -> dict[str, Any]:
@@ -163,11 +203,28 @@ def _aloha_statistics() -> dict[str, Any]:
 
 def random_weights(config: ModelConfig, contract: PolicyContract, seed: int) -> dict[str, Tensor]:
     """float32 weights of a fresh model; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    return {name: tensor.detach() for name, tensor in random_model(config, contract, seed).state_dict().items()}
+
+
+def random_model(
+    config: ModelConfig,
+    contract: PolicyContract,
+    seed: int,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LightVLA:
+    """A fresh model in evaluation mode, created where it stays: nothing passes through another device or dtype."""
+    device = torch.device(device)
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        model = LightVLA(config, contract)
+        torch.set_default_dtype(dtype)
+        try:
+            model = LightVLA(config, contract)
+        finally:
+            torch.set_default_dtype(default)
         model.language_model.apply(_init_llama)
-        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return model.eval()
 
 
 def _init_llama(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from lightvla_core.checkpoint import TOKENIZER_FILE
 from lightvla_core.contract import Camera, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.model.config import TokenConfig, TowerConfig
-from lightvla_core.model.vla import TextInput
+from lightvla_core.model.sequence import TextInput
 
 RGB = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -58,12 +58,20 @@ def prepare_image(image: RGB, camera: Camera) -> RGB:
 
 
 def jpeg_round_trip(image: RGB, quality: int) -> RGB:
-    """Encode as JPEG (4:2:0) and decode: the artefacts that training images carry."""
+    """Encode as JPEG (4:2:0) and decode: the artefacts that training images carry.
+
+    TensorFlow decodes with the fast integer DCT, which OpenCV and Pillow do not offer and from which their pixels
+    differ by up to 14 levels.
+    """
+    try:
+        import simplejpeg  # here, since few contracts ask for the round trip
+    except ImportError:
+        raise LightVLAError(
+            "the contract's jpeg_quality needs the package simplejpeg; install it with `pip install simplejpeg`"
+        ) from None
     ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    assert decoded is not None
-    return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
+    return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=True, fastupsample=False))
 
 
 def resize_lanczos3(image: RGB, height: int, width: int) -> RGB:
@@ -150,19 +158,22 @@ class PromptEncoder:
         return ids if ids[-1] == self._tokens.empty else [*ids, self._tokens.empty]
 
     def encode(self, instructions: list[str]) -> TextInput:
-        """A batch of instructions, right-padded to the longest."""
-        slots = self._contract.chunk_length * len(self._contract.actions)
+        """A batch of instructions, right-padded to the longest. With causal attention, where the model itself writes
+        what follows, there are neither slots nor STOP.
+        """
+        ending: list[int] = []
+        if self._contract.attention == "bidirectional":
+            slots = self._contract.chunk_length * len(self._contract.actions)
+            ending = [_PLACEHOLDER] * slots + [self._tokens.stop]
         prompts = [self.prompt_ids(instruction) for instruction in instructions]
-        length = max(map(len, prompts)) + slots + 1
+        length = max(map(len, prompts)) + len(ending)
         ids = torch.full((len(prompts), length), self._tokens.pad)
         mask, is_slot = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            end = len(prompt) + slots
-            ids[row, : len(prompt)] = torch.tensor(prompt)
-            ids[row, len(prompt) : end] = _PLACEHOLDER
-            ids[row, end] = self._tokens.stop
-            mask[row, : end + 1] = True
-            is_slot[row, len(prompt) : end] = True
+            end = len(prompt) + len(ending)
+            ids[row, :end] = torch.tensor(prompt + ending)
+            mask[row, :end] = True
+            is_slot[row, len(prompt) : end - 1] = True
         return TextInput(ids, mask, is_slot)
 
 

@@ -49,6 +49,7 @@ def test_hash_changes_with_any_field(rate, length, keep):
         ({"action_space": "eef_delta"}, "do not go together"),
         ({"actions": (Channel("x", "rad"),)}, "gripper channel left_gripper, right_gripper is not an action"),
         ({"attention": "causal"}, "causal attention and pruning"),
+        ({"attention": "causal", "pruning": Pruning(enabled=False)}, "causal attention goes with the discrete"),
     ],
 )
 def test_contradictions_are_refused(fields, sentence):

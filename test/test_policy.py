@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from lightvla_core import LightVLAError, Observation, Policy
+from lightvla_core.contract import Camera, Pruning
+from lightvla_core.normalization import Normalizer
+from lightvla_core.presets import aloha_contract, random_model, tiny, tiny_tokenizer
+from lightvla_core.processing import PromptEncoder
 
 RNG = np.random.default_rng(0)
 START = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.5] * 2)
@@ -57,6 +61,60 @@ def test_a_batch_gives_what_its_samples_give_alone(policy):
     for single, batched in zip(alone, policy.predict_actions(observations), strict=True):
         assert np.allclose(single.actions, batched.actions, rtol=0, atol=1e-5)
         assert all(np.array_equal(single.kept[name], batched.kept[name]) for name in single.kept)
+
+
+def fresh_policy(*, denoising_steps=50, seed=0, **fields):
+    """Two arms, random weights, a contract with these fields changed."""
+    cameras = (Camera("cam_high", 112, 112), Camera("cam_left_wrist", 112, 112))
+    contract = dataclasses.replace(aloha_contract(cameras, chunk_length=2), **fields)
+    bounds = {"min": [-2.0] * 14, "max": [2.0] * 14}
+    normalizer = Normalizer.from_statistics({"aloha_sim": {"action": bounds, "proprio": bounds}}, contract, "test")
+    prompt = PromptEncoder(tiny_tokenizer(), contract, tiny().tokens)
+    return Policy(random_model(tiny(), contract, seed=0), prompt, normalizer, denoising_steps, seed)
+
+
+VARIANTS = {
+    "diffusion": {"action_head": "diffusion", "denoising_steps": 5},
+    "discrete": {"action_head": "discrete"},
+    "film": {"film": True},
+    "no proprioception": {"proprioception": ()},
+    "ignored multiplicity": {"pruning": Pruning(multiplicity="ignore")},
+    "causal": {
+        "action_head": "discrete",
+        "attention": "causal",
+        "proprioception": (),
+        "pruning": Pruning(enabled=False),
+        "chunk_length": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_policy_gives_a_batch_what_its_samples_get_alone(name):
+    policy = fresh_policy(**VARIANTS[name])
+    observations = [observe("go", stamp=1.0), observe("pick up the red cube and place it", stamp=2.0)]
+    alone, together = [policy.predict_action(o) for o in observations], policy.predict_actions(observations)
+    for single, batched in zip(alone, together, strict=True):
+        assert single.actions.shape == (policy.contract.chunk_length, 14)
+        assert np.allclose(single.actions, batched.actions, rtol=0, atol=2e-5)  # 1e-5 of a range of ±2
+
+
+def test_diffusion_noise_follows_from_seed_and_stamp_alone():
+    policy, again = (fresh_policy(**VARIANTS["diffusion"]) for _ in range(2))
+    other_seed = fresh_policy(**VARIANTS["diffusion"], seed=1)
+    observation = observe()
+    first = policy.predict_action(observation).actions
+    later = policy.predict_action(dataclasses.replace(observation, stamp=13.0)).actions
+    assert np.array_equal(policy.predict_action(observation).actions, first)
+    assert np.array_equal(again.predict_action(observation).actions, first)
+    assert not np.allclose(later, first, atol=1e-3)
+    assert not np.allclose(other_seed.predict_action(observation).actions, first, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 51, -1, 2.5, True, None])
+def test_an_impossible_number_of_denoising_steps_is_refused(tiny_checkpoint, steps):
+    with pytest.raises(LightVLAError, match=r"denoising_steps should be a whole number in 1\.\.50, but is"):
+        Policy.from_checkpoint(tiny_checkpoint, denoising_steps=steps)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Camera images and instructions become what the network was trained on."""
 
+import dataclasses
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -11,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lightvla_core.contract import Camera
+from lightvla_core.contract import Camera, Pruning
 from lightvla_core.errors import LightVLAError
 from lightvla_core.presets import aloha_contract, openvla_7b, tiny, tiny_tokenizer
 from lightvla_core.processing import (
     PromptEncoder,
     crop_center,
+    jpeg_round_trip,
     prepare_image,
     prepare_images,
     resize_lanczos3,
@@ -110,6 +113,28 @@ def test_a_batch_is_padded_on_the_right_and_every_row_has_all_slots():
     assert torch.equal(text.mask[1], torch.ones_like(text.mask[1]))
 
 
+def test_where_the_model_writes_its_actions_the_prompt_stands_alone():
+    contract = dataclasses.replace(
+        CONTRACT, attention="causal", action_head="discrete", proprioception=(), pruning=Pruning(enabled=False)
+    )
+    text = PromptEncoder(tiny_tokenizer(), contract, TOKENS).encode(["go", "pick up the red cube"])
+    assert not text.slots.any()
+    for row, length in enumerate(text.mask.sum(dim=1).tolist()):
+        assert text.ids[row, length - 1] == TOKENS.empty
+
+
+def test_a_missing_jpeg_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    with pytest.raises(LightVLAError, match="pip install simplejpeg"):
+        jpeg_round_trip(IMAGE, 95)
+    prepare_image(IMAGE, Camera("c"))  # without the round trip nobody needs it
+
+
+def test_the_jpeg_round_trip_stays_near_a_smooth_image():
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None].repeat(48, 0).repeat(3, 2)
+    assert np.abs(jpeg_round_trip(ramp, 95).astype(int) - ramp).max() <= 4
+
+
 @pytest.mark.skipif(PARITY is None, reason="LIGHTVLA_PARITY does not name a parity folder")
 @pytest.mark.parametrize("size", ["480x640", "256x256", "224x224"])
 def test_recorded_images_of_the_published_implementation(size):
@@ -120,14 +145,21 @@ def test_recorded_images_of_the_published_implementation(size):
         np.asarray(Image.open(folder / f"{size}_{kind}.png").convert("RGB")) for kind in ("input", "jpeg_decoded")
     )
 
-    def assert_close(computed, name):
+    def assert_close(computed, name, share=1e-4):
         difference = np.abs(computed.astype(int) - recorded[name])
         assert difference.max() <= 1
-        assert (difference > 0).mean() < 1e-4
+        assert (difference > 0).mean() < share
 
     assert np.array_equal(prepare_image(raw, Camera("c")), recorded["processor_resized_uint8"])
+    assert np.array_equal(jpeg_round_trip(raw, 95), decoded)
     assert_close(resize_lanczos3(decoded, 224, 224), "lanczos_resized_uint8")
     assert_close(crop_center(recorded["policy_input_uint8"], 0.9, 224, 224), "center_cropped_uint8")
+    # The whole evaluation in one call. What is 224x224 already was recorded without round trip and resize.
+    jpeg_quality = None if size == "224x224" else 95
+    evaluated = prepare_image(raw, Camera("c", jpeg_quality=jpeg_quality, resize="lanczos3", crop_area=0.9))
+    assert_close(evaluated, "center_cropped_uint8", share=2e-4)  # the crop reads each resized pixel more than once
+    if jpeg_quality is not None:
+        assert_close(prepare_image(raw, Camera("c", jpeg_quality=95, resize="lanczos3")), "policy_input_uint8")
     if "processor_pixel_values" in recorded:
         pixels = to_pixels([recorded["processor_resized_uint8"]], openvla_7b().towers).numpy()
         assert np.abs(pixels - recorded["processor_pixel_values"]).max() < 1e-5

@@ -93,3 +93,30 @@ def test_a_single_survivor_is_enough(weighted):
     selection = pruner.keep_voted(x, votes, weighted)
     assert selection.positions.tolist() == [[2]]
     assert torch.equal(selection.patches[0, 0], x[0, 2])
+
+
+@settings(max_examples=50, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 30), st.integers(1, 10), st.integers(1, 10), st.integers(0, 999))
+def test_a_score_whose_constant_part_is_reused_equals_the_plain_score(batch, patches, constant, changing, seed):
+    """Wherever the changing tokens stand, whatever is padding: within 1e-5, with the same votes."""
+    x, task = draw(batch, patches, constant + changing + 2, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(constant + changing + 2, generator=generator)
+    stays = torch.zeros(batch, len(order), dtype=torch.bool)
+    stays[:, order[:constant]] = True
+    index = order[constant : constant + changing]
+    visible = stays.clone()
+    visible[:, index] = True  # the last two are padding
+    repeated = pruner.RepeatedScore(x, task, stays)
+    for _ in range(3):
+        task[:, index] = torch.randn(batch, changing, 16, generator=generator) * 4
+        plain = pruner.score(x, task, visible)
+        assert torch.allclose(repeated(task[:, index]), plain, atol=1e-5)
+        assert torch.equal(pruner.count_votes(repeated(task[:, index])), pruner.count_votes(plain))
+
+
+def test_the_score_survives_logits_of_any_size():
+    """Patches and task that agree fully have logits of √hidden, all others far less."""
+    x = torch.eye(64)[None] * 100
+    assert pruner.score(x, x[:, :40])[0, :40].argmax(-1).tolist() == list(range(40))
+    assert torch.isfinite(pruner.score(x.bfloat16(), x.bfloat16())).all()

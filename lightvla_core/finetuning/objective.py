@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightvla_core.model import diffusion, pruner
 from lightvla_core.model.config import TokenConfig
-from lightvla_core.model.vla import LightVLA, Sequence, TextInput
+from lightvla_core.model.sequence import Sequence, TextInput
+from lightvla_core.model.vla import LightVLA
 
 IGNORED = -100
 
@@ -68,12 +69,12 @@ def compute_loss(model: LightVLA, batch: Batch, randomness: Randomness) -> Outco
     """
     text = TextInput(batch.ids, batch.mask, action_slots(batch.labels, model.config.tokens))
     patches = model.embed_images(batch.pixels, text)
-    noisy = None
+    sequence = model.assemble(patches, text, batch.proprio)
     if model.contract.action_head == "diffusion":
         assert randomness.actions is not None
         assert randomness.timesteps is not None
         noisy = diffusion.add_noise(batch.actions, randomness.actions, randomness.timesteps)
-    sequence = model.assemble(patches, text, batch.proprio, noisy, randomness.timesteps)
+        sequence = model.insert_noise(sequence, noisy, randomness.timesteps)
     selection = pruner.keep_all(patches)
     if model.contract.pruning.enabled:
         selection = pruner.replace_by_choice(patches, model.score(sequence), randomness.score)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightvla_core.errors import LightVLAError
+
 TRAINING_STEPS = 50
 
 
@@ -23,7 +25,12 @@ def cumulative_alphas() -> Tensor:
 
 
 def inference_timesteps(steps: int) -> list[int]:
-    """The "leading" spacing: multiples of TRAINING_STEPS // steps, from the noisiest down to 0."""
+    """The "leading" spacing: multiples of TRAINING_STEPS // steps, from the noisiest down to 0.
+
+    Raises LightVLAError unless steps is a whole number in 1..TRAINING_STEPS.
+    """
+    if type(steps) is not int or not 1 <= steps <= TRAINING_STEPS:
+        raise LightVLAError(f"denoising_steps should be a whole number in 1..{TRAINING_STEPS}, but is {steps!r}")
     stride = TRAINING_STEPS // steps
     return [i * stride for i in reversed(range(steps))]
 

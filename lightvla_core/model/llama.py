@@ -1,7 +1,10 @@
-"""Llama, with attention that sees the whole sequence. Embeddings in, hidden states out; no sampling, no text."""
+"""Llama, with attention that sees the whole sequence or, where causal, what came before. Embeddings in, hidden states
+out; no sampling, no text.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -29,6 +32,36 @@ def rms_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+class LayerCache:
+    """Keys and values that one layer has computed so far, (batch, heads, seen, head_dim)."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take those of new tokens, give those of all."""
+        if self._seen is not None:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._seen, (keys, values), strict=True))
+        self._seen = keys, values
+        return self._seen
+
+
+class KeyValueCache:
+    """What a causal model has seen. Every forward pass that it is handed to appends to it.
+
+    mask bool (batch, seen), False on padding; None before the first pass
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self.layers = [LayerCache() for _ in range(config.num_layers)]
+        self.mask: Tensor | None = None
+
+    def append(self, mask: Tensor) -> Tensor:
+        """mask (batch, new) -> that of all tokens (batch, seen)"""
+        self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
+        return self.mask
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions, grouped keys and values where the configuration has them."""
 
@@ -41,14 +74,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = F.scaled_dot_product_attention(
-            apply_rope(q, rope), apply_rope(k, rope), v, attn_mask=bias, enable_gqa=self.grouped
-        )
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.grouped)
         return cast(Tensor, self.o_proj(y.transpose(1, 2).flatten(-2)))
 
 
@@ -75,17 +109,18 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, bias: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, bias)
+    def forward(self, x: Tensor, rope: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, bias, cache)
         return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
 class LlamaModel(nn.Module):
     """The stack of blocks between token embeddings and the final norm."""
 
-    def __init__(self, config: LlamaConfig, pad_token: int | None) -> None:
+    def __init__(self, config: LlamaConfig, pad_token: int | None, causal: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.causal = causal
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=pad_token)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -96,20 +131,25 @@ class LlamaModel(nn.Module):
         positions: Tensor,
         key_bias: Tensor | None = None,
         layer_outputs: list[Tensor] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """embeddings (batch, length, hidden), positions int64 (batch, length) -> (batch, length, hidden)
 
-        key_bias: (batch, length), added to each token's attention logit as a key: -inf hides it, log m counts it
-            m times; None where every key counts once
+        key_bias: (batch, keys), added to each token's attention logit as a key: -inf hides it, log m counts it
+            m times; None where every key counts once. With a cache it is needed and covers the cached keys too
         layer_outputs: receives the embeddings and each block's output, the last one after the final norm
+        cache: of the tokens before these, to which these are appended
         """
         rope = rope_table(positions, self.config, embeddings.dtype)
         bias = None if key_bias is None else key_bias[:, None, None, :].to(embeddings.dtype)
+        if self.causal:
+            future = _hide_future(embeddings, keys=embeddings.shape[1] if bias is None else bias.shape[-1])
+            bias = future if bias is None else bias + future
         x = embeddings
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if layer_outputs is not None:
                 layer_outputs.append(x)
-            x = layer(x, rope, bias)
+            x = layer(x, rope, bias, None if cache is None else cache.layers[i])
         x = cast(Tensor, self.norm(x))
         if layer_outputs is not None:
             layer_outputs.append(x)
@@ -119,10 +159,16 @@ class LlamaModel(nn.Module):
 class Llama(nn.Module):
     """LlamaModel with its vocabulary head; named as published checkpoints name it."""
 
-    def __init__(self, config: LlamaConfig, pad_token: int | None) -> None:
+    def __init__(self, config: LlamaConfig, pad_token: int | None, causal: bool = False) -> None:
         super().__init__()
-        self.model = LlamaModel(config, pad_token)
+        self.model = LlamaModel(config, pad_token, causal)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def _hide_future(queries: Tensor, keys: int) -> Tensor:
+    """(queries, keys) to add to logits: -inf where a key stands behind its query. The last query sees every key."""
+    count = queries.shape[1]
+    return queries.new_full((count, keys), -math.inf).triu(keys - count + 1)
 
 
 def rope_table(positions: Tensor, config: LlamaConfig, dtype: torch.dtype) -> Tensor:

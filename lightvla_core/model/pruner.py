@@ -15,6 +15,34 @@ from torch import Tensor
 from lightvla_core.model.llama import rms_normalize
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What each patch sees in some task tokens, kept so that the views of two sets of tokens merge exactly.
+
+    log_weight (batch, patches, 1): log of the sum of the softmax's exponentials
+    mean (batch, patches, hidden): the task tokens under that softmax
+    Both are float32 at least: logits reach √hidden, where bfloat16 has steps of a quarter.
+    """
+
+    log_weight: Tensor
+    mean: Tensor
+
+    def merge(self, other: Attention) -> Attention:
+        """What a patch sees in the tokens of both."""
+        share = torch.sigmoid(other.log_weight - self.log_weight)
+        return Attention(torch.logaddexp(self.log_weight, other.log_weight), self.mean.lerp(other.mean, share))
+
+
+def attend(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Attention:
+    """patches (batch, patches, hidden) already RMS-normalised, task and task_mask as in score"""
+    dtype = torch.promote_types(patches.dtype, torch.float32)
+    task = rms_normalize(task).to(dtype)
+    logits = patches.to(dtype) @ task.transpose(1, 2) / math.sqrt(patches.shape[-1])
+    if task_mask is not None:
+        logits = logits.masked_fill(~task_mask[:, None, :], -math.inf)
+    return Attention(logits.logsumexp(-1, keepdim=True), logits.softmax(-1) @ task)
+
+
 def score(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
     """Row i: how well each patch can stand for patch i, given the task.
 
@@ -22,10 +50,25 @@ def score(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Ten
     where a task token is padding and takes no part -> (batch, patches, patches)
     """
     keys = rms_normalize(patches)
-    task = rms_normalize(task)
-    mask = None if task_mask is None else task_mask[:, None, :]
-    queries = rms_normalize(F.scaled_dot_product_attention(keys, task, task, attn_mask=mask))
-    return queries @ keys.transpose(1, 2) / math.sqrt(patches.shape[-1])
+    return _score(keys, attend(keys, task, task_mask))
+
+
+def _score(keys: Tensor, attention: Attention) -> Tensor:
+    queries = rms_normalize(attention.mean.to(keys.dtype))
+    return queries @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+
+
+class RepeatedScore:
+    """score() again and again while a few task tokens change: the rest is attended to once (diffusion)."""
+
+    def __init__(self, patches: Tensor, task: Tensor, constant: Tensor) -> None:
+        """patches, task as in score; constant bool (batch, task tokens), True on the tokens that stay and take part"""
+        self._keys = rms_normalize(patches)
+        self._constant = attend(self._keys, task, constant)
+
+    def __call__(self, changing: Tensor) -> Tensor:
+        """The tokens that change (batch, changing, hidden) -> (batch, patches, patches)"""
+        return _score(self._keys, self._constant.merge(attend(self._keys, changing)))
 
 
 def count_votes(score: Tensor) -> Tensor:
