@@ -1,73 +1,88 @@
 """Checkpoint folders of this package: config.json, contract.json, statistics, tokenizer and weights.
 
-Also the one way by which tensors from any source enter a model. Published forms are translated in published.py.
+Also the one way by which tensors from any source enter a model. Weight files themselves are read and written in
+weights.py; published forms are translated in published.py.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightvla_core import lora
 from lightvla_core.contract import FILE_NAME as CONTRACT_FILE
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
+from lightvla_core.folders import CONFIG_FILE, new_folder, read_json, require_folder
 from lightvla_core.model.config import ModelConfig
 from lightvla_core.model.vla import LightVLA
+from lightvla_core.weights import (
+    SHARD_BYTES,
+    WEIGHTS_FILE,
+    NamedTensor,
+    Progress,
+    StoredTensor,
+    TensorSpec,
+    check_finite,
+    list_weights,
+    write_weights,
+)
 
-CONFIG_FILE = "config.json"
+__all__ = [
+    "CONFIG_FILE",
+    "CONTRACT_FILE",
+    "STATISTICS_FILE",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "NamedTensor",
+    "build_model",
+    "list_model_weights",
+    "load_model",
+    "model_shapes",
+    "new_folder",
+    "read_config",
+    "read_json",
+    "require_folder",
+    "save_checkpoint",
+]
+
 STATISTICS_FILE = "dataset_statistics.json"
 TOKENIZER_FILE = "tokenizer.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FORMAT = "lightvla/1"
-SHARD_BYTES = 4 << 30
-
-
-class NamedTensor(NamedTuple):
-    """A tensor on its way into a model, and the file it came from (for error sentences)."""
-
-    name: str
-    tensor: Tensor
-    file: Path
 
 
 # -- reading
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> LightVLA:
-    """Read a checkpoint folder of this package. Weights stream from disk to the device tensor by tensor."""
+    """Read a checkpoint folder of this package; an adapter in its lora_adapter/ is merged into the weights.
+
+    Weights go from disk to the device tensor by tensor: host memory holds the model (on a CPU) and one tensor more.
+    """
     require_folder(folder)
     config = read_config(folder)
     contract = PolicyContract.from_file(folder / CONTRACT_FILE)
-    return build_model(config, contract, read_weights(folder), folder, device, dtype)
+    tensors = (tensor.read() for tensor in list_model_weights(folder))
+    return build_model(config, contract, tensors, folder, device, dtype)
 
 
-def require_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise LightVLAError(f"checkpoint {folder} is a file, expected the folder that holds {CONFIG_FILE} and weights")
-    if not folder.is_dir():
-        raise LightVLAError(
-            f"checkpoint {folder} does not exist; expected a folder that holds {CONFIG_FILE} and weights"
-        )
+def list_model_weights(folder: Path) -> list[StoredTensor]:
+    """The weights of a folder of this package, with those of lora_adapter/ merged in where there is one."""
+    tensors = list_weights(folder)
+    if (folder / lora.FOLDER).is_dir():
+        tensors = lora.merge(lora.read_adapter(folder / lora.FOLDER), tensors)
+    return tensors
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise LightVLAError(f"cannot read {path} ({error.strerror}); is {path.parent} a complete checkpoint?") from None
-    except ValueError as error:
-        raise LightVLAError(f"{path} is not valid JSON ({error}); copy it again") from None
+def is_own_format(folder: Path) -> bool:
+    """Whether a folder is of this package's form, rather than a published one. Raises where it has no config.json."""
+    data = read_json(folder / CONFIG_FILE)
+    return isinstance(data, dict) and "format" in data
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -78,27 +93,6 @@ def read_config(folder: Path) -> ModelConfig:
             "turn a published checkpoint into one with `lightvla import`"
         )
     return ModelConfig.from_dict(data["model"], str(folder / CONFIG_FILE))
-
-
-def read_weights(folder: Path) -> Iterator[NamedTensor]:
-    """Every tensor of model.safetensors, or of the shards that its index lists."""
-    if (folder / INDEX_FILE).exists():
-        shards = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
-    else:
-        shards = [WEIGHTS_FILE]
-    for shard in shards:
-        yield from read_safetensors(folder / shard)
-
-
-def read_safetensors(path: Path) -> Iterator[NamedTensor]:
-    if not path.is_file():
-        raise LightVLAError(f"weights {path} are missing; copy the whole checkpoint folder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                yield NamedTensor(name, file.get_tensor(name), path)
-    except SafetensorError as error:
-        raise LightVLAError(f"{path} is truncated or not a safetensors file ({error}); copy it again") from None
 
 
 def build_model(
@@ -114,35 +108,65 @@ def build_model(
     Nothing is allocated before its tensor arrives. Raises LightVLAError naming file and tensor for a tensor that is
     unknown, of a wrong shape or not finite, and naming source for missing ones.
     """
-    with torch.device("meta"):
-        model = LightVLA(config, contract)
-    missing = set(model.state_dict())
-    for name, tensor, file in tensors:
-        if name not in missing:
-            raise LightVLAError(
-                f"{file} holds the tensor {name}, for which the model of {source / CONFIG_FILE} has no place"
-            )
-        missing.remove(name)
+    model = _empty_model(config, contract)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, tensor, _ in checked(tensors, shapes, source):
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
-        expected = getattr(module, leaf)
-        _check(tensor, name, file, expected.shape)
-        tensor = tensor.to(device=device, dtype=dtype)
-        setattr(module, leaf, nn.Parameter(tensor) if isinstance(expected, nn.Parameter) else tensor)
-    if missing:
-        first, *others = sorted(missing)
-        more = f" and {len(others)} more" if others else ""
-        raise LightVLAError(f"{source} lacks the tensor {first}{more}; is the checkpoint complete?")
+        value = tensor.to(device=device, dtype=dtype)
+        setattr(module, leaf, nn.Parameter(value) if isinstance(getattr(module, leaf), nn.Parameter) else value)
     return model.eval()
 
 
-def _check(tensor: Tensor, name: str, file: Path, shape: torch.Size) -> None:
-    if tensor.shape != shape:
+def _empty_model(config: ModelConfig, contract: PolicyContract) -> LightVLA:
+    with torch.device("meta"):
+        return LightVLA(config, contract)
+
+
+def model_shapes(config: ModelConfig, contract: PolicyContract) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a checkpoint of this model and contract holds."""
+    return {name: tuple(tensor.shape) for name, tensor in _empty_model(config, contract).state_dict().items()}
+
+
+def checked(
+    tensors: Iterable[NamedTensor], shapes: Mapping[str, tuple[int, ...]], source: Path
+) -> Iterator[NamedTensor]:
+    """The same tensors, once each is known to be expected, of the right shape and finite, and none is missing."""
+    seen: set[str] = set()
+    for name, tensor, file in tensors:
+        _check_place(name, tuple(tensor.shape), file, shapes, seen, source)
+        check_finite(tensor, name, file)
+        yield NamedTensor(name, tensor, file)
+    _check_complete(seen, shapes, source)
+
+
+def check_listed(tensors: Iterable[StoredTensor], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """What `checked` checks, except the values: without reading any."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        _check_place(tensor.name, tensor.shape, tensor.file, shapes, seen, source)
+    _check_complete(seen, shapes, source)
+
+
+def _check_place(
+    name: str, shape: tuple[int, ...], file: Path, shapes: Mapping[str, tuple[int, ...]], seen: set[str], source: Path
+) -> None:
+    if name not in shapes:
         raise LightVLAError(
-            f"{file}: the tensor {name} has shape {tuple(tensor.shape)}, but the model expects {tuple(shape)}"
+            f"{file} holds the tensor {name}, for which the model of {source / CONFIG_FILE} has no place"
         )
-    if not bool(torch.isfinite(tensor).all()):
-        raise LightVLAError(f"{file}: the tensor {name} holds NaN or infinite values; the checkpoint is damaged")
+    if name in seen:
+        raise LightVLAError(f"{file} holds the tensor {name}, which another file holds too; remove one of them")
+    if shape != shapes[name]:
+        raise LightVLAError(f"{file}: the tensor {name} has shape {shape}, but the model expects {shapes[name]}")
+    seen.add(name)
+
+
+def _check_complete(seen: set[str], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    missing = sorted(set(shapes) - seen)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise LightVLAError(f"{source} lacks the tensor {missing[0]}{more}; is the checkpoint complete?")
 
 
 # -- writing
@@ -153,61 +177,27 @@ def save_checkpoint(
     config: ModelConfig,
     contract: PolicyContract,
     statistics: dict[str, Any],
-    tokenizer_json: str,
+    tokenizer_json: str | None,
     tensors: Iterable[tuple[str, Tensor]],
     shard_bytes: int = SHARD_BYTES,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all: it is built beside its place and renamed."""
+    """Write a checkpoint folder, whole or not at all: it is built beside its place and renamed.
+
+    tensors: every tensor of the model, in any order; one at a time is in memory
+    dtypes: as which type each is stored, float32 where it says nothing
+    tokenizer_json: None leaves the tokenizer out; such a folder predicts only once it has one
+    """
+    layout = {
+        name: TensorSpec((dtypes or {}).get(name, torch.float32), shape)
+        for name, shape in model_shapes(config, contract).items()
+    }
     with new_folder(folder) as partial:
         header = {"format": FORMAT, "model": config.to_dict()}
         (partial / CONFIG_FILE).write_text(json.dumps(header, indent=2) + "\n")
         (partial / CONTRACT_FILE).write_text(contract.to_json())
         (partial / STATISTICS_FILE).write_text(json.dumps(statistics, indent=2) + "\n")
-        (partial / TOKENIZER_FILE).write_text(tokenizer_json)
-        write_weights(partial, tensors, shard_bytes)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name only once its content is complete."""
-    if folder.exists():
-        raise LightVLAError(f"{folder} exists already; name a new folder or remove it first")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise LightVLAError(f"cannot write {folder} ({error.strerror}); name a folder you may write to") from None
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """One safetensors file, or, beyond shard_bytes, numbered shards and their index."""
-    shards: list[dict[str, str]] = []
-    shard: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        file = f"model-{len(shards) + 1:05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        shards.append(dict.fromkeys(shard, file))
-
-    for name, tensor in tensors:
-        bytes_ = tensor.numel() * tensor.element_size()
-        if shard and size + bytes_ > shard_bytes:
-            flush()
-            shard, size = {}, 0
-        shard[name] = tensor.contiguous()
-        size += bytes_
-        total += bytes_
-    flush()
-    if len(shards) == 1:
-        (folder / "model-00001.safetensors").rename(folder / WEIGHTS_FILE)
-        return
-    weight_map = {name: file for part in shards for name, file in part.items()}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        if tokenizer_json is not None:
+            (partial / TOKENIZER_FILE).write_text(tokenizer_json)
+        write_weights(partial, layout, tensors, shard_bytes, progress)

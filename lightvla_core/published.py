@@ -5,27 +5,27 @@ Reads config.json and weight files; decides nothing that the weights cannot tell
 
 from __future__ import annotations
 
-import pickle
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from lightvla_core.checkpoint import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    NamedTensor,
-    read_json,
-    read_weights,
-    require_folder,
-)
+from lightvla_core import lora
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
-from lightvla_core.model.config import LlamaConfig, ModelConfig, TokenConfig, TowerConfig
+from lightvla_core.folders import CONFIG_FILE, read_json, require_folder
+from lightvla_core.model.config import (
+    DINOV2_LARGE,
+    SIGLIP_SO400M,
+    LlamaConfig,
+    ModelConfig,
+    TokenConfig,
+    TowerConfig,
+)
+from lightvla_core.weights import NamedTensor, StoredTensor, has_weights, list_tensors, list_weights
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # The side files, by the word in their name, and where their tensors go.
@@ -43,9 +43,20 @@ _LLAMA_7B = {
     "num_attention_heads": 32,
     "vocab_size": 32064,
 }
+# What vision_backbone_id stands for, where a config does not spell it out: timm ids and image size.
+_SIGLIP_384 = "vit_so400m_patch14_siglip_384"
+_BACKBONES = {
+    "dinosiglip-vit-so-224px": ((DINOV2_LARGE, SIGLIP_SO400M), 224),
+    "dinosiglip-vit-so-384px": ((DINOV2_LARGE, _SIGLIP_384), 384),
+    "siglip-vit-so400m": ((SIGLIP_SO400M,), 224),
+    "siglip-vit-so400m-384px": ((_SIGLIP_384,), 384),
+}
 _TOWER = re.compile(r"vision_backbone\.(?:featurizer|fused_featurizer)\.")
-# Parts of published towers that no forward pass reaches.
+# Parts of published towers that no forward pass reaches, and a buffer that older Llama files carry.
 _UNUSED_TOWER_PARTS = ("norm.", "attn_pool.", "fc_norm.", "head.")
+_UNUSED_SUFFIX = ".rotary_emb.inv_freq"
+
+MergeAdapter = Literal["auto", "merge", "merged"]
 
 
 # -- configuration
@@ -57,13 +68,20 @@ def read_model_config(folder: Path) -> ModelConfig:
     data = read_json(folder / CONFIG_FILE)
     try:
         return _model_config(data, read_json(folder / PREPROCESSOR_FILE))
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise LightVLAError(
             f"{folder / CONFIG_FILE} is not an OpenVLA-like configuration: {error!r} is missing or misplaced"
         ) from None
 
 
 def _model_config(data: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
+    if "timm_model_ids" in data:
+        timm_ids, sizes = data["timm_model_ids"], data["image_sizes"]
+    else:
+        timm_ids, size = _BACKBONES[data["vision_backbone_id"]]
+        sizes = [size] * len(timm_ids)
+    if data.get("use_fused_vision_backbone", len(timm_ids) > 1) != (len(timm_ids) > 1):
+        raise KeyError("use_fused_vision_backbone")
     overrides = data.get("tiny_vit_overrides", {})
     towers = tuple(
         TowerConfig(
@@ -73,7 +91,7 @@ def _model_config(data: dict[str, Any], preprocessor: dict[str, Any]) -> ModelCo
             std=tuple(preprocessor["stds"][i]),
             **overrides.get(timm_id, {}),
         )
-        for i, (timm_id, size) in enumerate(zip(data["timm_model_ids"], data["image_sizes"], strict=True))
+        for i, (timm_id, size) in enumerate(zip(timm_ids, sizes, strict=True))
     )
     text = {**_LLAMA_7B, **data["text_config"]}
     llama = LlamaConfig(
@@ -99,24 +117,64 @@ def _model_config(data: dict[str, Any], preprocessor: dict[str, Any]) -> ModelCo
 
 
 def read_tensors(folder: Path, contract: PolicyContract, vision_folder: Path | None = None) -> Iterator[NamedTensor]:
-    """All tensors that a model of this contract has, under this package's names.
+    """All tensors that a model of this contract has, under this package's names, read one at a time.
 
     vision_folder: where to look for a vision_backbone side file instead (it replaces the whole backbone)
     """
+    for tensor in list_model_tensors(folder, contract, vision_folder):
+        yield tensor.read()
+
+
+def list_model_tensors(
+    folder: Path,
+    contract: PolicyContract,
+    vision_folder: Path | None = None,
+    adapter: lora.Adapter | None = None,
+) -> list[StoredTensor]:
+    """What read_tensors reads, unread. adapter: is merged into the base weights, before side files replace any"""
     side = {name: find_side_file(folder, name) for name in _wanted_side_files(contract)}
     if vision_folder is not None:
         side["vision_backbone"] = find_side_file(vision_folder, "vision_backbone")
-    last_block = {tower: depth - 1 for tower, depth in _tower_depths(folder).items()}
-    for name, tensor, file in _base_tensors(folder):
-        if name.startswith("vision_backbone.") and side.get("vision_backbone") is not None:
-            continue
-        if not _is_unused(name, last_block):
-            yield NamedTensor(rename(name), tensor, file)
+    tensors = list_weights(folder)
+    if "vision_backbone" in side:
+        tensors = [tensor for tensor in tensors if not tensor.name.startswith("vision_backbone.")]
+    if adapter is not None:
+        replaced = "vision_backbone" in side
+        tensors = lora.merge(adapter.only(lambda name: not (replaced and name.startswith("vision_backbone."))), tensors)
     for part, path in side.items():
-        for name, tensor in _merged_lora(read_side_file(path)).items():
-            name = SIDE_FILES[part] + name
-            if not _is_unused(name, last_block):
-                yield NamedTensor(rename(name), tensor, path)
+        tensors += [dataclasses.replace(tensor, name=SIDE_FILES[part] + tensor.name) for tensor in list_side_file(path)]
+    last_block = {tower: depth - 1 for tower, depth in _tower_depths(folder).items()}
+    used = (tensor for tensor in tensors if not _is_unused(tensor.name, last_block))
+    return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in used]
+
+
+def find_adapter(folder: Path, choice: MergeAdapter = "auto") -> tuple[lora.Adapter | None, str]:
+    """The adapter in lora_adapter/ that is still to be merged, None if there is none, and the reason.
+
+    choice: `merge`, `merged` (it is in the weights already, as the published training leaves it), or `auto`: the
+        weights tell, by how much of the update they contain
+    """
+    path = folder / lora.FOLDER
+    if not path.is_dir():
+        return None, f"no {lora.FOLDER}/"
+    if not has_weights(folder):
+        raise LightVLAError(
+            f"{folder} holds an adapter but not the weights it changes; merge it into its base model with "
+            f"`lightvla merge-lora BASE {folder} NEW` and import NEW"
+        )
+    adapter = lora.read_adapter(path)
+    if choice != "auto":
+        return (adapter, "as asked for") if choice == "merge" else (None, "left alone, as asked for")
+    share = lora.share_contained(adapter, list_weights(folder))
+    if share is None:
+        return None, "it changes nothing"
+    if 0.25 < share < 0.75:
+        raise LightVLAError(
+            f"whether the weights of {folder} contain {lora.FOLDER}/ already is unclear (they contain {share:.0%} of "
+            "it); say --adapter merge or --adapter merged"
+        )
+    contained = f"the weights contain {share:.0%} of its update"
+    return (None, f"{contained}: merged already") if share >= 0.75 else (adapter, f"{contained}: not merged yet")
 
 
 def _wanted_side_files(contract: PolicyContract) -> list[str]:
@@ -132,44 +190,33 @@ def _wanted_side_files(contract: PolicyContract) -> list[str]:
     return wanted
 
 
-def find_side_file(folder: Path, part: str) -> Path:
-    """The one file whose name holds part and "checkpoint", as the published loader finds it."""
+def find_side_files(folder: Path, part: str) -> list[Path]:
+    """Every file whose name holds part and "checkpoint", as the published loader looks for it."""
     found = sorted(p for p in folder.iterdir() if p.is_file() and part in p.name and "checkpoint" in p.name)
-    if part == "action_head":
-        found = [p for p in found if "noisy" not in p.name]
+    return [p for p in found if "noisy" not in p.name] if part == "action_head" else found
+
+
+def find_side_file(folder: Path, part: str) -> Path:
+    """The one file of this part."""
+    found = find_side_files(folder, part)
     if len(found) != 1:
         what = "none" if not found else ", ".join(p.name for p in found)
         raise LightVLAError(f"{folder} should hold exactly one {part}--N_checkpoint.pt, found {what}")
     return found[0]
 
 
-def read_side_file(path: Path) -> dict[str, Tensor]:
-    """A state dict saved by torch.save, without the prefix that data-parallel training leaves on its names."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise LightVLAError(
-            f"{path} holds pickled objects other than tensors and was not loaded; expected a state dict of tensors"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LightVLAError(f"{path} is truncated or not a torch file ({reason}); copy it again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise LightVLAError(f"{path} does not hold a state dict of tensors; expected one, as torch.save writes it")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _base_tensors(folder: Path) -> Iterator[NamedTensor]:
-    if (folder / INDEX_FILE).exists() or (folder / WEIGHTS_FILE).exists():
-        yield from read_weights(folder)
-        return
-    index = folder / "pytorch_model.bin.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["pytorch_model.bin"]
-    for file in files:
-        if not (folder / file).is_file():
-            raise LightVLAError(f"{folder} holds neither {WEIGHTS_FILE} nor {file}; copy the whole checkpoint folder")
-        for name, tensor in read_side_file(folder / file).items():
-            yield NamedTensor(name, tensor, folder / file)
+def list_side_file(path: Path) -> list[StoredTensor]:
+    """A side file's tensors, without the prefix of data-parallel training, its low-rank updates merged on loading."""
+    tensors = [dataclasses.replace(tensor, name=tensor.name.removeprefix("module.")) for tensor in list_tensors(path)]
+    factors = [tensor for tensor in tensors if ".lora_" in tensor.name]
+    # The published fine-tuning sets lora_alpha to min(rank, 16).
+    updates = lora.pair_factors(factors, lambda rank: min(rank, 16) / rank)
+    plain = [
+        dataclasses.replace(tensor, name=tensor.name.replace(".base_layer.", "."))
+        for tensor in tensors
+        if ".lora_" not in tensor.name
+    ]
+    return lora.merge(lora.Adapter(path.parent, updates), plain)
 
 
 def _tower_depths(folder: Path) -> dict[str, int]:
@@ -188,7 +235,7 @@ def _tower_depths(folder: Path) -> dict[str, int]:
 def _is_unused(name: str, last_block: dict[str, int]) -> bool:
     match = _TOWER.match(name)
     if match is None:
-        return False
+        return name.endswith(_UNUSED_SUFFIX)
     rest = name[match.end() :]
     return rest.startswith((*_UNUSED_TOWER_PARTS, f"blocks.{last_block[match.group()]}."))
 
@@ -196,20 +243,3 @@ def _is_unused(name: str, last_block: dict[str, int]) -> bool:
 def rename(name: str) -> str:
     """LayerScale's parameter is called gamma in timm, scale_factor in published files."""
     return name.removesuffix("scale_factor") + "gamma" if name.endswith(".scale_factor") else name
-
-
-def _merged_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fold low-rank updates into their weights: W + (min(r, 16) / r) B A (the published fine-tuning's scale)."""
-    merged = {}
-    for name, tensor in state.items():
-        if ".lora_" in name:
-            continue
-        base = name.replace(".base_layer.", ".")
-        stem = name.removesuffix("base_layer.weight")
-        if stem != name and f"{stem}lora_A.default.weight" in state:
-            a, b = (state[f"{stem}lora_{x}.default.weight"].float() for x in "AB")
-            rank = a.shape[0]
-            update = (b.flatten(1) @ a.flatten(1)).reshape(tensor.shape)
-            tensor = tensor.float() + min(rank, 16) / rank * update
-        merged[base] = tensor
-    return merged

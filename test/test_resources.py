@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lightvla_core import resources
 from lightvla_core.errors import LightVLAError
-from lightvla_ros import resources
 
 
 def test_checkout_is_found() -> None:
@@ -16,7 +16,7 @@ def test_checkout_is_found() -> None:
 
 
 def test_pip_and_ament_installs_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "site-packages/lightvla_ros"
+    package = tmp_path / "site-packages/lightvla_core"
     monkeypatch.setattr(resources, "__file__", str(package / "resources.py"))
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
