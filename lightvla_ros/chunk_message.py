@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightvla_core.contract import PolicyContract
+from lightvla_core.interface import ActionChunk
 from lightvla_ros.chunk_schedule import ChunkError, TimedChunk
 
 # How far a planned time may be from its place, s; messages carry whole nanoseconds.
@@ -32,19 +34,53 @@ def stamp_seconds(stamp: Any) -> float:
     return float(stamp.sec) + float(stamp.nanosec) * 1e-9
 
 
+def timed_chunk(chunk: ActionChunk, contract: PolicyContract, instruction: str, sequence: int) -> TimedChunk:
+    """A prediction with its planned times; raises ChunkError for actions that are not finite."""
+    return TimedChunk(
+        stamp=chunk.stamp,
+        dt=contract.period,
+        names=contract.action_names,
+        actions=chunk.actions,
+        contract_hash=contract.hash,
+        instruction_id=instruction_id(instruction),
+        sequence=sequence,
+    )
+
+
+@dataclass(frozen=True)
+class ChunkFields:
+    """What stands in the message of a chunk, in no particular message class; times are (seconds, nanoseconds)."""
+
+    stamp: tuple[int, int]
+    frame_id: str
+    joint_names: tuple[str, ...]
+    positions: tuple[tuple[float, ...], ...]
+    times_from_start: tuple[tuple[int, int], ...]
+
+
+def chunk_fields(chunk: TimedChunk) -> ChunkFields:
+    """Point i stands at time_from_start (i + 1) * dt."""
+    return ChunkFields(
+        stamp=_split(chunk.stamp),
+        frame_id=f"{chunk.contract_hash}:{chunk.instruction_id}:{chunk.sequence}",
+        joint_names=tuple(chunk.names),
+        positions=tuple(tuple(action) for action in chunk.actions.tolist()),
+        times_from_start=tuple(_split((i + 1) * chunk.dt) for i in range(len(chunk.actions))),
+    )
+
+
 def to_message(chunk: TimedChunk) -> Any:
-    """The trajectory_msgs/JointTrajectory of a chunk; point i stands at time_from_start (i + 1) * dt."""
+    """The trajectory_msgs/JointTrajectory of a chunk."""
     from builtin_interfaces.msg import Duration, Time
     from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-    message = JointTrajectory(joint_names=list(chunk.names))
-    seconds, nanoseconds = _split(chunk.stamp)
-    message.header.stamp = Time(sec=seconds, nanosec=nanoseconds)
-    message.header.frame_id = f"{chunk.contract_hash}:{chunk.instruction_id}:{chunk.sequence}"
-    for i, action in enumerate(chunk.actions.tolist()):
-        seconds, nanoseconds = _split((i + 1) * chunk.dt)
+    fields = chunk_fields(chunk)
+    message = JointTrajectory(joint_names=list(fields.joint_names))
+    message.header.stamp = Time(sec=fields.stamp[0], nanosec=fields.stamp[1])
+    message.header.frame_id = fields.frame_id
+    for positions, (seconds, nanoseconds) in zip(fields.positions, fields.times_from_start, strict=True):
         time_from_start = Duration(sec=seconds, nanosec=nanoseconds)
-        message.points.append(JointTrajectoryPoint(positions=action, time_from_start=time_from_start))
+        message.points.append(JointTrajectoryPoint(positions=list(positions), time_from_start=time_from_start))
     return message
 
 

@@ -6,8 +6,9 @@ Limits and the decision to command at all are in safety.py. No clock here: every
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
+from lightvla_ros.ensembling import ensemble
+from lightvla_ros.plan_clock import PlanClock, check_speed
 
 Reason = Literal["malformed", "other_contract", "other_instruction", "out_of_order", "future", "expired"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -102,13 +105,18 @@ class ChannelKinds:
         deltas = contract.action_space == "eef_delta"
         return cls(rates=~grippers & deltas, held=grippers & binary)
 
+    @cached_property
+    def all_positions(self) -> bool:
+        """Every channel is interpolated."""
+        return not (self.rates.any() or self.held.any())
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """What the policy wants commanded now.
 
     values: float64 (channels,); a delta channel in its unit per second, every other in its own unit
-    stamp: of the observation behind it, s; step: index in the chunk
+    stamp: of the newest observation behind it, s; step: index in its chunk
     """
 
     values: NDArray[np.float64]
@@ -116,55 +124,91 @@ class Sample:
     step: int
 
 
-class ChunkSchedule:
-    """Holds the newest chunk and samples it by time.
+@dataclass(frozen=True)
+class ExecutionMode:
+    """How chunks become commands; may be changed between two steps.
 
-    contract: names, rate and hash that chunks must have
     period: of the control loop, s: a position commanded at t is the planned one at t + period
     blend_time: over which the difference between two chunks fades at the seam, s; 0 for none
-    future_tolerance: how far ahead of the clock a stamp may be, s
+    ensemble_decay: None to execute the newest chunk alone; a number averages all chunks that plan the moment
+        (temporal ensembling), the i-th oldest with the weight exp(-ensemble_decay * i)
+    speed: 0.1 to 1; at less than 1 every planned step takes longer
+    Raises LightVLAError for values that are not possible.
     """
 
-    def __init__(
-        self, contract: PolicyContract, period: float, blend_time: float = 0.0, future_tolerance: float = 0.05
-    ) -> None:
-        for name, value, least in (
-            ("period", period, 1e-6),
-            ("blend_time", blend_time, 0.0),
-            ("future_tolerance", future_tolerance, 0.0),
+    period: float
+    blend_time: float = 0.0
+    ensemble_decay: float | None = None
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, least, unit in (
+            ("period", self.period, 1e-6, " s"),
+            ("blend_time", self.blend_time, 0.0, " s"),
+            ("ensemble_decay", self.ensemble_decay or 0.0, 0.0, ""),
         ):
             if not (math.isfinite(value) and value >= least):
-                raise LightVLAError(f"{name} should be a finite number of at least {least} s, but is {value}")
+                raise LightVLAError(f"{name} should be a finite number of at least {least}{unit}, but is {value}")
+        check_speed(self.speed)
+
+
+class ChunkSchedule:
+    """Holds the chunks that plan the present and samples them by time.
+
+    contract: names, rate and hash that chunks must have; future_tolerance: how far ahead of the clock a stamp may be, s
+    """
+
+    def __init__(self, contract: PolicyContract, mode: ExecutionMode, future_tolerance: float = 0.05) -> None:
         self._contract_hash = contract.hash
         self._kinds = ChannelKinds.of(contract)
-        self._period, self._blend_time, self._future_tolerance = period, blend_time, future_tolerance
+        self._mode = mode
+        self.future_tolerance = future_tolerance
+        self._clock = PlanClock(mode.speed)
         self._instruction: str | None = None
+        # As many as overlap when one is made for every step, oldest first.
+        self._chunks: deque[_Planned] = deque(maxlen=contract.chunk_length)
         self.rejected: Counter[str] = Counter({reason: 0 for reason in REASONS})
         self.steps_late = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forget the chunk and the seam, as after a clock jump; counts stay."""
-        self._chunk: TimedChunk | None = None
+        """Forget chunks and seam, as after a clock jump; counts stay."""
+        self._chunks.clear()
+        self._clock.forget()
         self._newest: TimedChunk | None = None
-        self._sampled: TimedChunk | None = None
+        self._sampled: tuple[TimedChunk, int] | None = None
         self._seam = (np.zeros(len(self._kinds.held)), -math.inf)
 
+    def change_mode(self, mode: ExecutionMode, now: float) -> None:
+        """Execute in another way from `now` (s, ROS clock) on; call it at a step boundary."""
+        self._clock.set_speed(mode.speed, now)
+        self._mode = mode
+        # What was averaged or blended before is where the commands stand, and fades like a seam.
+        self._sampled = None
+
     def set_instruction(self, instruction_id: str | None) -> None:
-        """From now on only chunks of this instruction count, the one at hand included; None accepts any."""
+        """Only chunks of this instruction are taken from now on, None takes any; those at hand end with their step."""
         self._instruction = instruction_id
-        if self._chunk is not None and instruction_id not in (None, self._chunk.instruction_id):
-            self._chunk = None
+
+    def at_step_boundary(self, now: float) -> bool:
+        """Whether no step is under way at `now`: another begins, or there is none."""
+        if self._sampled is None or not self._chunks or self._chunks[-1].chunk is not self._sampled[0]:
+            return True
+        return self._chunks[-1].step_at(self._clock.at(now)) != self._sampled[1]
 
     def offer(self, chunk: TimedChunk, now: float) -> None:
         """Take a chunk that arrives at `now` (s, ROS clock). Raises ChunkError, and counts it, if it is not taken."""
+        planned = _Planned(chunk, self._clock.at(chunk.stamp))
         try:
-            self._check(chunk, now)
+            self._check(planned, now)
         except ChunkError as error:
             self.count(error)
             raise
-        self.steps_late += max(0, chunk.step_at(now))
-        self._chunk = self._newest = chunk
+        self.steps_late += max(0, planned.step_at(self._clock.at(now)))
+        if self._mode.ensemble_decay is None:
+            self._chunks.clear()
+        self._chunks.append(planned)
+        self._newest = chunk
 
     def count(self, error: ChunkError) -> None:
         """Count a chunk that was refused before it came here."""
@@ -175,17 +219,28 @@ class ChunkSchedule:
 
         standing: the last command, (channels,), from which the seam to a new chunk starts; None if there is none yet
         """
-        chunk = self._chunk
-        step = 0 if chunk is None else max(0, chunk.step_at(now))
-        if chunk is None or step >= len(chunk.actions) or now < chunk.stamp - self._future_tolerance:
+        if self._instruction is not None and self.at_step_boundary(now):
+            self._drop_other_instructions(self._instruction)
+        plan = self._clock.at(now)
+        while self._chunks and self._chunks[0].step_at(plan) >= len(self._chunks[0].chunk.actions):
+            self._chunks.popleft()
+        if not self._chunks or now < self._chunks[-1].chunk.stamp - self.future_tolerance:
             return None
-        if chunk is not self._sampled:
-            self._open_seam(chunk, now, standing)
-        self._sampled = chunk
-        values = self._values(chunk, now, step) + self._seam_offset(now)
-        return Sample(values, chunk.stamp, step)
+        newest = self._chunks[-1]
+        step = max(0, newest.step_at(plan))
+        if self._sampled is None or self._sampled[0] is not newest.chunk:
+            self._open_seam(now, plan, standing)
+        self._sampled = (newest.chunk, step)
+        return Sample(self._values(plan) + self._seam_offset(now), newest.chunk.stamp, step)
 
-    def _check(self, chunk: TimedChunk, now: float) -> None:
+    def _drop_other_instructions(self, instruction: str) -> None:
+        if any(planned.chunk.instruction_id != instruction for planned in self._chunks):
+            kept = [planned for planned in self._chunks if planned.chunk.instruction_id == instruction]
+            self._chunks.clear()
+            self._chunks.extend(kept)
+
+    def _check(self, planned: _Planned, now: float) -> None:
+        chunk = planned.chunk
         if chunk.contract_hash != self._contract_hash:
             raise ChunkError(
                 "other_contract",
@@ -195,38 +250,64 @@ class ChunkSchedule:
         if self._instruction is not None and chunk.instruction_id != self._instruction:
             raise ChunkError("other_instruction", "a chunk is of an instruction that is no longer in force")
         ahead = chunk.stamp - now
-        if ahead > self._future_tolerance:
+        if ahead > self.future_tolerance:
             raise ChunkError(
                 "future",
-                f"a chunk is stamped {ahead:.3f} s in the future, more than {self._future_tolerance} s: "
+                f"a chunk is stamped {ahead:.3f} s in the future, more than {self.future_tolerance} s: "
                 "are the clocks of both machines synchronised?",
             )
-        if chunk.step_at(now) >= len(chunk.actions):
+        if planned.step_at(self._clock.at(now)) >= len(chunk.actions):
             raise ChunkError(
-                "expired", f"a chunk arrived {now - chunk.end:.3f} s after its last step: is inference too slow?"
+                "expired",
+                f"a chunk arrived {-ahead:.3f} s after its observation, when its last step was over: is inference "
+                "too slow?",
             )
         newest = self._newest
         # The stamp decides and the sequence breaks ties, so that a restarted policy, which counts from 0, is heard.
         if newest is not None and (chunk.stamp, chunk.sequence) <= (newest.stamp, newest.sequence):
             raise ChunkError("out_of_order", f"chunk {chunk.sequence} came after the newer chunk {newest.sequence}")
 
-    def _values(self, chunk: TimedChunk, now: float, step: int) -> NDArray[np.float64]:
-        values = chunk.position_at(now + self._period)
-        values = np.where(self._kinds.held, chunk.actions[step], values)
-        return np.where(self._kinds.rates, chunk.actions[step] / chunk.dt, values)
+    def _values(self, plan: float) -> NDArray[np.float64]:
+        if len(self._chunks) == 1 or self._mode.ensemble_decay is None:
+            return self._plan_of(self._chunks[-1], plan)
+        plans = np.array([self._plan_of(planned, plan) for planned in self._chunks])
+        return ensemble(plans, self._mode.ensemble_decay, self._kinds.held)
 
-    def _open_seam(self, chunk: TimedChunk, now: float, standing: NDArray[np.float64] | None) -> None:
-        """Start from where the commands stand: the difference to the new chunk then fades over blend_time."""
-        if standing is None or not np.isfinite(standing).all() or self._blend_time <= 0.0:
+    def _plan_of(self, planned: _Planned, plan: float) -> NDArray[np.float64]:
+        chunk, kinds, speed = planned.chunk, self._kinds, self._mode.speed
+        if kinds.all_positions:
+            return chunk.position_at(planned.local(plan) + speed * self._mode.period)
+        action = chunk.actions[min(max(0, planned.step_at(plan)), len(chunk.actions) - 1)]
+        values = chunk.position_at(planned.local(plan) + speed * self._mode.period)
+        values = np.where(kinds.held, action, values)
+        return np.where(kinds.rates, action * (speed / chunk.dt), values)
+
+    def _open_seam(self, now: float, plan: float, standing: NDArray[np.float64] | None) -> None:
+        """Start from where the commands stand: the difference to the new plan then fades over blend_time."""
+        if standing is None or not np.isfinite(standing).all() or self._mode.blend_time <= 0.0:
             self._seam = (np.zeros(len(self._kinds.held)), -math.inf)
             return
-        before = now - self._period
-        difference = standing - self._values(chunk, before, max(0, chunk.step_at(before)))
+        difference = standing - self._values(plan - self._mode.speed * self._mode.period)
         self._seam = (np.where(self._kinds.held, 0.0, difference), now)
 
     def _seam_offset(self, now: float) -> NDArray[np.float64]:
         difference, since = self._seam
         if since == -math.inf:
             return difference
-        left = 1.0 - (now - since + self._period) / self._blend_time
+        left = 1.0 - (now - since + self._mode.period) / self._mode.blend_time if self._mode.blend_time > 0 else 0.0
         return difference * min(1.0, max(0.0, left))
+
+
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """A chunk and its place in plan time: start is when its first action is to be sent, s."""
+
+    chunk: TimedChunk
+    start: float
+
+    def local(self, plan: float) -> float:
+        """The chunk's own time, s, at a moment of the plan."""
+        return self.chunk.stamp + (plan - self.start)
+
+    def step_at(self, plan: float) -> int:
+        return self.chunk.step_at(self.local(plan))

@@ -21,7 +21,9 @@ from lightvla_core.errors import LightVLAError
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 # How long a thread may keep the interpreter while the loop waits for it, s; Python's default is 5 ms.
-_SWITCH_INTERVAL = 0.0005
+_SWITCH_INTERVAL = 0.00002
+# Between two collections of garbage, s.
+_COLLECTION_PERIOD = 1.0
 
 
 class Ring:
@@ -65,6 +67,8 @@ class ControlLoop:
 
     A period that could not be started before the next was due is skipped and counted, never made up for.
     on_error: what to do with an exception of tick, after which the loop has ended
+    priority: SCHED_FIFO priority of the thread, 0 for that of whoever starts it
+    period: s; may be changed by tick, and counts from the next deadline on
     """
 
     def __init__(
@@ -73,14 +77,16 @@ class ControlLoop:
         tick: Callable[[float], None],
         on_error: Callable[[Exception], None],
         history: int = 32_768,
+        priority: int = 0,
     ) -> None:
         if not 0.0005 <= period <= 10.0:
             raise LightVLAError(f"a control period of {period} s is not possible, expected 0.0005 to 10 s")
-        self._period, self._tick, self._on_error = period, tick, on_error
+        self.period, self._tick, self._on_error, self._priority = period, tick, on_error, priority
         self._lateness = Ring(history)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._next_collection = 0.0
         self.reset()
 
     def start(self) -> None:
@@ -111,11 +117,14 @@ class ControlLoop:
         return LoopStatistics(rate, p50, p99, worst, periods, missed)
 
     def _run(self) -> None:
-        deadline = time.monotonic() + self._period
+        if self._priority:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self._priority))
+        deadline = time.monotonic() + self.period
         try:
             while not self._wait(deadline):
                 self._record(deadline, time.monotonic())
                 self._tick(deadline)
+                self._collect_garbage(deadline)
                 deadline = self._next(deadline, time.monotonic())
         except Exception as error:
             self._on_error(error)
@@ -125,11 +134,18 @@ class ControlLoop:
         time.sleep(max(0.0, deadline - time.monotonic()))
         return self._stopping.is_set()
 
+    def _collect_garbage(self, deadline: float) -> None:
+        """Once a second, right after a tick and where there is time until the next, if nobody else does it."""
+        if gc.isenabled() or deadline < self._next_collection or time.monotonic() > deadline + self.period / 2:
+            return
+        self._next_collection = deadline + _COLLECTION_PERIOD
+        gc.collect()
+
     def _next(self, deadline: float, now: float) -> float:
-        skipped = max(0, int((now - deadline) / self._period))
+        skipped = max(0, int((now - deadline) / self.period))
         with self._lock:
             self._missed += skipped
-        return deadline + (skipped + 1) * self._period
+        return deadline + (skipped + 1) * self.period
 
     def _record(self, deadline: float, now: float) -> None:
         with self._lock:
@@ -150,14 +166,17 @@ class RealTime:
 
 
 def request_real_time(priority: int, lock_memory: bool) -> RealTime:
-    """Ask for SCHED_FIFO for this whole process (priority 1..99, 0 to not ask) and for its memory to stay resident.
+    """Ask for SCHED_FIFO for this whole process (priority 2..99, 0 to not ask) and for its memory to stay resident.
 
     The whole process, since a real-time thread that waits for an interpreter lock held by a preempted normal thread
-    gains nothing. Also lets other threads, and the garbage collector, keep the interpreter for less long.
+    gains nothing; but at one less than the priority, which is for the control loop's own thread. Also lets other
+    threads keep the interpreter for less long, and leaves collecting garbage to the control loop.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    # What lives now lives on: the garbage collector need not walk it again in the middle of a period.
+    # What lives now lives on: the garbage collector need not walk it again.
+    gc.collect()
     gc.freeze()
+    gc.disable()
     scheduling, sentence = _request_fifo(priority) if priority > 0 else (False, "real-time scheduling not asked for")
     locked = lock_memory and _lock_memory()
     if lock_memory and not locked:
@@ -168,7 +187,7 @@ def request_real_time(priority: int, lock_memory: bool) -> RealTime:
 def _request_fifo(priority: int) -> tuple[bool, str]:
     try:
         for task in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(task), os.SCHED_FIFO, os.sched_param(priority))
+            os.sched_setscheduler(int(task), os.SCHED_FIFO, os.sched_param(max(1, priority - 1)))
     except (OSError, AttributeError) as error:
         return False, f"no real-time scheduling ({error}; allow it with `ulimit -r {priority}`), the loop works without"
     return True, f"real-time scheduling, SCHED_FIFO {priority}"

@@ -28,33 +28,33 @@ from lightvla_ros.lifecycle import (  # isort: split
 )
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from sensor_msgs.msg import JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, Empty, Float64, Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.chunk_schedule import ChunkError
-from lightvla_ros.control_loop import ControlLoop, RealTime, request_real_time
-from lightvla_ros.execution import Execution, ExecutionSettings
-from lightvla_ros.inbox import Inbox, RawMessage
-from lightvla_ros.robots.aloha import COMMAND_TYPES, CommandTopic, command_topics, commands, proprioception
+from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time
+from lightvla_ros.execution import Execution
+from lightvla_ros.executor_parameters import RUN_TIME_PARAMETERS, execution_settings
+from lightvla_ros.inbox import Inbox
+from lightvla_ros.robots.adapter import COMMAND_TYPES, POSE_SOURCES, RobotAdapter, adapter_for, state_values
+from lightvla_ros.robots.commanders import Commanders
 from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 from lightvla_ros.safety import Now
 
 PARAMETERS = (
     Parameter("robot", "aloha", "Robot: a file of config/robots without its ending, or a path to a .yaml file."),
-    Parameter("gripper", "aloha1", "Gripper variant, as named in the robot's file."),
-    Parameter("command_type", "joint_trajectory", "Message type of the commands.", choices=COMMAND_TYPES),
-    Parameter("control_rate", 0.0, "Commands per second, Hz; 0 takes the contract's rate.", 0.0, 1000.0),
-    Parameter("blend_time", 0.08, "Time in which the jump between two chunks fades, s; 0 for none.", 0.0, 2.0),
-    Parameter("starvation_timeout", 1.0, "Longest time without an executable step while armed, s.", 0.01, 60.0),
-    Parameter("state_timeout", 0.3, "Oldest joint state, by its stamp and by its receipt, s.", 0.01, 10.0),
-    Parameter("future_tolerance", 0.05, "How far ahead of the clock a stamp may be, s.", 0.0, 1.0),
-    Parameter("max_clock_leap", 0.5, "Largest jump ahead of the ROS clock, s.", 0.01, 10.0),
-    Parameter("real_time_priority", 50, "SCHED_FIFO priority asked for the process; 0 to not ask.", 0, 99),
+    Parameter("gripper", "", "Gripper variant, as named in the robot's file; empty: the first there."),
+    Parameter("command_type", "auto", "Message type of the commands; auto: the robot's usual.", choices=COMMAND_TYPES),
+    Parameter("pose_source", "broadcaster", "Where the end effector's pose comes from.", choices=POSE_SOURCES),
+    *RUN_TIME_PARAMETERS,
+    Parameter("real_time_priority", 50, "SCHED_FIFO priority asked for the control loop; 0 to not ask.", 0, 99),
     Parameter("lock_memory", False, "Ask that the process's memory stays resident."),
 )
+# s, between two heartbeats on ~/heartbeat.
+_HEARTBEAT_PERIOD = 0.1
 
 
 class ExecutorNode(ManagedNode):
@@ -70,64 +70,90 @@ class ExecutorNode(ManagedNode):
         self._contract_text: str | None = None
         self._instruction: str | None = None
         self._trouble: dict[str, str] = {}
-        self._commanders: list[tuple[CommandTopic, Any]] = []
+        self._adapter: RobotAdapter | None = None
+        self._commanders: Commanders | None = None
         self._inbox: Inbox | None = None
         self._chunks: Any = None
-        # The newest joint state of each arm that nobody has looked at yet.
-        self._unread: dict[str, RawMessage] = {}
+        # The newest state of each source that nobody has looked at yet.
+        self._unread: dict[str, StateMessage] = {}
         self._last_state = ""
+        self._next_heartbeat = 0.0
+        self._estop = False
         self._state_publisher = self.create_publisher(String, "~/state", LATCHED_QOS)
         self._preview_publisher = self.create_publisher(JointTrajectory, "~/preview", NEWEST_QOS)
         self.create_subscription(String, "policy/contract", self._on_contract, LATCHED_QOS)
         self.create_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
+        self._heartbeat_publisher = self.create_publisher(Header, "~/heartbeat", NEWEST_QOS)
+        self._speed_publisher = self.create_publisher(Float64, "~/speed", LATCHED_QOS)
+        self.create_subscription(Bool, "estop", self._on_estop_message, LATCHED_QOS)
+        self.create_subscription(Empty, "operator/heartbeat", self._on_operator_heartbeat, SENSOR_QOS)
         self.create_service(Trigger, "~/arm", self._on_arm)
+        self.create_service(Trigger, "~/estop", self._on_estop)
         self.create_service(Trigger, "~/disarm", self._on_disarm)
+        self.create_service(Trigger, "~/move_to_start", self._on_move_to_start)
         self._report_state()
 
     def configure_node(self) -> None:
         contract = self._read_contract()
         robot = load_robot(self.value("robot"), self.value("gripper"))
-        channels = robot.select(contract.action_names)
-        self._execution = Execution(
-            contract, robot, self._settings(contract), lambda states: proprioception(channels, states)
+        settings = execution_settings(self.value, contract)
+        adapter = adapter_for(
+            contract, robot, self.value("command_type"), settings.mode.period, self.value("pose_source")
         )
+        self._adapter = adapter
+        self._execution = Execution(contract, adapter.robot, settings, adapter.measure)
         if self._instruction is not None:
             self._execution.set_instruction(self._instruction)
-        self._channels = channels
-        for topic in command_topics(
-            tuple(robot.joint_state_topics), self.value("command_type"), self._execution.settings.period
-        ):
-            self._commanders.append((topic, self.create_publisher(topic.message, topic.topic, NEWEST_QOS)))
+        self._execution.set_emergency_stop(self._estop, self._now())
+        self._speed_publisher.publish(Float64(data=self._execution.settings.mode.speed))
+        self._commanders = Commanders(self, adapter)
         self._inbox = Inbox(self)
-        for arm, name in robot.joint_state_topics.items():
-            self._inbox.subscribe(JointState, name, partial(self._on_joint_state, arm), SENSOR_QOS)
+        for source in adapter.sources:
+            subscribe_state(self._inbox, source, partial(self._on_state, source.name))
         self._inbox.start()
         self._chunks = self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST_QOS)
         self._real_time = request_real_time(self.value("real_time_priority"), self.value("lock_memory"))
         self.get_logger().info(
             f"configured for {robot.robot}, contract {contract.hash}, "
-            f"{1 / self._execution.settings.period:g} Hz; {self._real_time.sentence}"
+            f"{1 / self._execution.settings.mode.period:g} Hz; {self._real_time.sentence}"
         )
 
     def activate_node(self) -> None:
         assert self._execution is not None
-        self._loop = ControlLoop(self._execution.settings.period, self._on_period, self._on_loop_error)
+        # A target latched before belongs to another time: it is never sent again.
+        self._execution.disarm()
+        self._report_state()
+        priority = self.value("real_time_priority") if self._real_time and self._real_time.scheduling else 0
+        self._loop = ControlLoop(
+            self._execution.settings.mode.period, self._on_period, self._on_loop_error, priority=priority
+        )
         self._loop.start()
 
     def deactivate_node(self) -> None:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
-        self._hold_and_disarm("the executor was deactivated")
+        self._hold("the executor was deactivated")
+
+    def stop(self) -> None:
+        self._hold("the executor's process ends")
+        super().stop()
+
+    def accept_parameters(self) -> None:
+        with self._lock:
+            if self._execution is not None:
+                settings = execution_settings(self.value, self._execution.contract)
+                self._execution.change(settings)
+                self._speed_publisher.publish(Float64(data=settings.mode.speed))
 
     def cleanup_node(self) -> None:
         if self._inbox is not None:
             self._inbox.close()
         if self._chunks is not None:
             self.destroy_subscription(self._chunks)
-        for _, publisher in self._commanders:
-            self.destroy_publisher(publisher)
-        self._inbox, self._chunks, self._commanders = None, None, []
+        if self._commanders is not None:
+            self._commanders.close()
+        self._inbox = self._chunks = self._commanders = self._adapter = None
         self._execution = None
 
     def diagnostic_status(self) -> Any:
@@ -137,6 +163,7 @@ class ExecutorNode(ManagedNode):
                 return diagnostic_status("executor", {}, "inactive")
             state, counts = execution.state, execution.counts()
         statistics = loop.statistics()
+        latency_p50, latency_p99 = percentiles(counts.latencies, 50, 99)
         values: dict[str, object] = {
             "state": state,
             "contract": execution.contract.hash,
@@ -148,8 +175,8 @@ class ExecutorNode(ManagedNode):
             "periods missed": statistics.missed,
             "commands sent": counts.commands,
             "steps late": counts.steps_late,
-            "latency p50 (ms)": 1e3 * counts.latency_p50,
-            "latency p99 (ms)": 1e3 * counts.latency_p99,
+            "latency p50 (ms)": 1e3 * latency_p50,
+            "latency p99 (ms)": 1e3 * latency_p99,
         }
         values |= {f"interventions: {kind}": n for kind, n in counts.interventions.items()}
         values |= {f"chunks rejected: {reason}": n for reason, n in counts.rejected.items()}
@@ -161,16 +188,6 @@ class ExecutorNode(ManagedNode):
             topic = self.resolve_topic_name("policy/contract")
             raise LightVLAError(f"no contract has arrived on {topic} yet; configure the policy node first")
         return PolicyContract.from_json(self._contract_text, "the policy's contract")
-
-    def _settings(self, contract: PolicyContract) -> ExecutionSettings:
-        return ExecutionSettings(
-            period=1.0 / (self.value("control_rate") or contract.control_rate),
-            blend_time=self.value("blend_time"),
-            starvation_timeout=self.value("starvation_timeout"),
-            state_timeout=self.value("state_timeout"),
-            future_tolerance=self.value("future_tolerance"),
-            max_clock_leap=self.value("max_clock_leap"),
-        )
 
     def _now(self) -> Now:
         return Now(self.get_clock().now().nanoseconds * 1e-9, time.monotonic())
@@ -190,25 +207,22 @@ class ExecutorNode(ManagedNode):
             if self._execution is not None:
                 self._execution.set_instruction(self._instruction)
 
-    def _on_joint_state(self, arm: str, message: RawMessage) -> None:
-        self._unread[arm] = message
+    def _on_state(self, source: str, message: StateMessage) -> None:
+        self._unread[source] = message
 
-    def _read_joint_states(self) -> None:
+    def _read_states(self) -> None:
         """Hand what came since the last period to the execution; under the lock."""
-        for arm in tuple(self._unread):
-            raw = self._unread.pop(arm)
-            self._read_joint_state(arm, raw.decode(), raw)
-
-    def _read_joint_state(self, arm: str, message: Any, raw: RawMessage) -> None:
-        fits = len(message.name) == len(message.position)
-        self._report_trouble(
-            f"joint state of {arm}",
-            "" if fits else f"a joint state of {arm} has {len(message.name)} names, {len(message.position)} positions",
-        )
-        if not fits or self._execution is None:
-            return
-        positions = dict(zip(message.name, message.position, strict=True))
-        self._execution.feed_state(arm, positions, raw.stamp, raw.received)
+        for source in tuple(self._unread):
+            message = self._unread.pop(source)
+            try:
+                values = state_values(message.decode(), source)
+            except Exception as error:
+                # Bytes that are no message count as none came: without a good one, the state goes stale and stops.
+                self._report_trouble(f"state of {source}", f"the state of {source} cannot be read: {error}")
+                continue
+            self._report_trouble(f"state of {source}", "")
+            if self._execution is not None:
+                self._execution.feed_state(source, values, message.stamp, message.received)
 
     def _on_chunk(self, message: Any) -> None:
         execution = self._execution
@@ -239,36 +253,71 @@ class ExecutorNode(ManagedNode):
         response.success, response.message = True, "armed"
         return response
 
-    def _arm(self) -> None:
+    def _on_move_to_start(self, request: Any, response: Any) -> Any:
+        try:
+            seconds = self._arm(to_start=True)
+        except LightVLAError as error:
+            response.success, response.message = False, str(error)
+            self.get_logger().warning(f"refused to move to the start pose: {error}")
+            return response
+        response.success, response.message = True, f"moving to the start pose, {seconds:.1f} s"
+        return response
+
+    def _arm(self, to_start: bool = False) -> float:
+        """Returns how long the move to the start pose takes, s; 0 without one."""
         if self._execution is None or self._loop is None:
             raise LightVLAError("the executor is not active; configure and activate it first")
-        for topic, publisher in self._commanders:
-            others = self.count_publishers(publisher.topic_name) - 1
-            if others > 0:
-                raise LightVLAError(
-                    f"cannot arm: {others} other publisher(s) on {publisher.topic_name} would command {topic.arm} too"
-                )
+        assert self._commanders is not None
+        assert self._adapter is not None
+        self._commanders.refuse_competition()
         with self._lock:
-            self._read_joint_states()
-            self._execution.arm(self._now())
+            self._read_states()
+            seconds = 0.0
+            if to_start:
+                seconds = self._execution.move_to_start(self._now())
+            else:
+                self._execution.arm(self._now())
+            self._adapter.reset()
             self._loop.reset()
             self._report_state()
+        return seconds
 
     def _on_disarm(self, request: Any, response: Any) -> Any:
-        self._hold_and_disarm("disarmed")
+        self._hold("disarmed")
+        with self._lock:
+            if self._execution is not None:
+                self._execution.disarm()
+            self._report_state()
         response.success, response.message = True, "disarmed"
         return response
 
-    def _hold_and_disarm(self, reason: str) -> None:
+    def _on_estop(self, request: Any, response: Any) -> Any:
+        with self._lock:
+            if self._execution is not None:
+                self._execution.stop("emergency stop", self._now())
+            self._report_state()
+            response.success, response.message = True, self._last_state
+        return response
+
+    def _on_estop_message(self, message: Any) -> None:
+        with self._lock:
+            self._estop = bool(message.data)
+            if self._execution is not None:
+                self._execution.set_emergency_stop(self._estop, self._now())
+            self._report_state()
+
+    def _on_operator_heartbeat(self, message: Any) -> None:
+        if self._execution is not None:
+            self._execution.feed_heartbeat(time.monotonic())
+
+    def _hold(self, reason: str) -> None:
         """The defined stop, its target sent a last time, then silence: the driver holds its last goal."""
         with self._lock:
-            if self._execution is None:
+            if self._execution is None or not self._execution.state.startswith("armed"):
                 return
-            was_armed = self._execution.state == "armed"
             target = self._execution.stop(reason, self._now())
-            if was_armed and target is not None:
+            if target is not None:
                 self._send(target)
-            self._execution.disarm()
             self._report_state()
 
     def _on_period(self, deadline: float) -> None:
@@ -277,26 +326,42 @@ class ExecutorNode(ManagedNode):
             return
         with self._lock:
             try:
-                self._read_joint_states()
+                self._read_states()
                 period = execution.run_period(self._now())
                 if period.command is not None:
                     self._send(period.command)
                 elif period.preview is not None:
                     self._publish_preview(execution.contract.action_names, period.preview)
+                self._follow_period(execution.settings.mode.period)
             except Exception as error:
                 # The loop goes on, so that the latched target is repeated.
                 sentence = f"fault: {type(error).__name__}: {error}"
                 self._report_trouble("control period", sentence)
                 execution.stop(sentence, self._now())
             self._report_state()
+        self._publish_heartbeat(deadline)
+
+    def _follow_period(self, period: float) -> None:
+        """Take over a control rate that was changed at a step boundary."""
+        if self._loop is None or period == self._loop.period:
+            return
+        self._loop.period = period
+        if self._adapter is not None:
+            self._adapter.set_period(period)
+
+    def _publish_heartbeat(self, now: float) -> None:
+        """From the control loop's own thread, so that it vouches for the loop. now: s, steady clock."""
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + _HEARTBEAT_PERIOD
+            self._heartbeat_publisher.publish(Header(stamp=self.get_clock().now().to_msg(), frame_id=self._last_state))
 
     def _on_loop_error(self, error: Exception) -> None:
         self.log_failure("the control loop", error)
+        self._hold("fault: the control loop has ended")
 
     def _send(self, command: NDArray[np.float64]) -> None:
-        by_arm = {c.arm: c for c in commands(self._channels, command)}
-        for topic, publisher in self._commanders:
-            publisher.publish(topic.build(by_arm[topic.arm]))
+        if self._commanders is not None and self._execution is not None:
+            self._commanders.send(command, self._execution.states, self._now())
 
     def _publish_preview(self, names: tuple[str, ...], preview: NDArray[np.float64]) -> None:
         message = JointTrajectory(joint_names=list(names), points=[JointTrajectoryPoint(positions=preview.tolist())])

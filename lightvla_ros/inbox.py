@@ -6,7 +6,6 @@ dozen services of a lifecycle node that costs more than a 100 Hz joint state car
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from typing import Any
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
+
+from lightvla_ros.wire import HEADER_STAMP_END, header_stamp
 
 _POLL = 0.1  # s, the longest that stopping waits
 
@@ -33,10 +34,8 @@ class RawMessage:
 
     @property
     def stamp(self) -> float:
-        """The stamp alone: the header is the first field, so it stands right behind CDR's four bytes."""
-        little_endian = self.data[1] & 1
-        seconds, nanoseconds = struct.unpack_from("<iI" if little_endian else ">iI", self.data, 4)
-        return float(seconds) + float(nanoseconds) * 1e-9
+        """The stamp alone, without decoding the rest."""
+        return header_stamp(self.data)
 
     def decode(self) -> Any:
         return deserialize_message(self.data, self.kind)
@@ -66,7 +65,9 @@ class Inbox:
         """kind: a message type whose first field is a std_msgs/Header"""
 
         def on_data(data: bytes) -> None:
-            callback(RawMessage(kind, data, time.monotonic()))
+            # Anybody on the network can send bytes that are no message; one such must not end the thread.
+            if len(data) >= HEADER_STAMP_END:
+                callback(RawMessage(kind, data, time.monotonic()))
 
         self._node.create_subscription(kind, self._owner.resolve_topic_name(topic), on_data, qos, raw=True)
 

@@ -1,6 +1,6 @@
 """The inference thread: fresh observation -> policy -> chunk, over and over. Imports no ROS and no torch.
 
-When to infer is in inference_timing, on what in observation; topics and messages are the policy node's.
+Whether to infer, and on what, is in inference_decision; topics and messages are the policy node's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
+from lightvla_ros.inference_decision import LOOK_PERIOD, InferenceDecision, Wait
 from lightvla_ros.inference_timing import InferenceTiming, LatencyWindow
 from lightvla_ros.observation import (
     NotReady,
@@ -25,8 +26,6 @@ from lightvla_ros.observation import (
     to_observation,
 )
 
-# How often inputs are looked at while nothing wakes the thread, s; the bound on noticing a stale one.
-_POLL = 0.02
 # How long stopping waits for an inference that is under way, s. Nothing is published after stopping, in any case.
 _JOIN = 2.0
 
@@ -56,6 +55,8 @@ class LoopStatus:
 
     fault: why there is no inference now; dropped: chunks not published, for their instruction was no longer in force
     inference: the policy's own time; image_to_chunk: header stamp of the oldest image -> chunk published, ROS clock
+    frame_age: of the oldest of the newest images, whenever inputs were looked at, ROS clock
+    overhead: newest message in, or the thread free for it -> chunk out, without decoding and inference
     """
 
     fault: NotReady | None
@@ -66,6 +67,8 @@ class LoopStatus:
     inference_p99: float
     image_to_chunk_p50: float
     image_to_chunk_p99: float
+    frame_age_p99: float
+    overhead_p99: float
 
 
 class InferenceLoop:
@@ -86,11 +89,11 @@ class InferenceLoop:
         events: Events,
     ) -> None:
         self._policy = policy
-        self._gatherer = gatherer
         self._streams = tuple(streams)
         self._proprioception = proprioception
         self._decode = decode
-        self._timing = timing
+        self._gatherer = gatherer
+        self._decision = InferenceDecision(gatherer, timing)
         self._ros_clock = ros_clock
         self._events = events
         self._thread: threading.Thread | None = None
@@ -98,12 +101,14 @@ class InferenceLoop:
         self._wake = threading.Event()
         self._stopping = True
         self._instruction = ""
-        self._published: float | None = None
-        self._seen: Mapping[str, float] = {}
         self._fault: NotReady | None = None
         self._inferences = self._dropped = 0
         self._kept: Mapping[str, tuple[int, int]] = {}
         self._inference, self._image_to_chunk = LatencyWindow(), LatencyWindow()
+        self._frame_age, self._overhead = LatencyWindow(5000), LatencyWindow()
+        self._free_since = 0.0
+        # Observation taken -> chunk published, ROS clock; what prefetching goes by.
+        self._latency = LatencyWindow(100)
 
     def start(self) -> None:
         self._stopping = False
@@ -127,8 +132,17 @@ class InferenceLoop:
         with self._lock:
             if instruction != self._instruction:
                 self._instruction = instruction
-                self._published, self._seen = None, {}
+                self._decision.forget()
         self._wake.set()
+
+    def set_timing(self, timing: InferenceTiming) -> None:
+        """Decide by this rule from the next look on."""
+        self._decision.timing = timing
+        self._wake.set()
+
+    def set_speed(self, speed: float) -> None:
+        """The executor's speed, 0.1..1: planned steps take that much longer."""
+        self._decision.speed = speed
 
     def wake(self) -> None:
         """A new image came."""
@@ -144,6 +158,8 @@ class InferenceLoop:
             self._inference.percentile(99),
             self._image_to_chunk.percentile(50),
             self._image_to_chunk.percentile(99),
+            self._frame_age.percentile(99),
+            self._overhead.percentile(99),
         )
 
     def _run(self) -> None:
@@ -158,30 +174,22 @@ class InferenceLoop:
 
     def _step(self) -> float:
         """Infer if it is time and everything is fresh; returns how long to sleep unless woken, s."""
-        now = self._ros_clock()
-        gathered = self._gatherer.gather(now, time.monotonic())
-        if isinstance(gathered, NotReady):
-            if gathered.reason is Reason.CLOCK_JUMPED_BACK:
-                self._published, self._seen = None, {}
-            self._tell(gathered)
-            return _POLL
         instruction = self._instruction
-        if not instruction:
-            self._tell(
-                NotReady(Reason.NO_INSTRUCTION, "", "there is no instruction; publish one on the topic `instruction`")
-            )
-            return _POLL
-        wait = self._timing.wait(now, self._published)
-        if wait > 0.0:
-            return min(wait, _POLL)
-        # Images of one moment arrive one by one: after the first of them alone, the others would be a frame older.
-        if any(self._seen.get(camera) == stamp for camera, stamp in gathered.images.items()):
-            return _POLL
-        self._infer(gathered, instruction)
+        now = self._ros_clock()
+        decision = self._decision.decide(now, time.monotonic(), instruction)
+        if stamps := self._gatherer.image_stamps():
+            self._frame_age.add(now - min(stamps))
+        if isinstance(decision, Wait):
+            return decision.seconds
+        if isinstance(decision, NotReady):
+            self._tell(decision)
+            return LOOK_PERIOD
+        self._infer(decision, instruction)
         return 0.0
 
     def _infer(self, snapshot: Snapshot, instruction: str) -> None:
-        self._seen = snapshot.images
+        self._decision.taken(snapshot)
+        began_steady, began_ros = time.monotonic(), self._ros_clock()
         try:
             observation = to_observation(snapshot, self._streams, self._proprioception, instruction, self._decode)
             started = time.perf_counter()
@@ -189,7 +197,8 @@ class InferenceLoop:
         except LightVLAError as error:
             self._tell(NotReady(Reason.UNUSABLE, "", str(error)))
             return
-        self._inference.add(time.perf_counter() - started)
+        ended = time.perf_counter()
+        self._inference.add(ended - started)
         self._inferences += 1
         self._kept = {camera: (int(kept.sum()), kept.size) for camera, kept in chunk.kept.items()}
         with self._lock:
@@ -197,10 +206,14 @@ class InferenceLoop:
                 self._dropped += 1
                 return
             self._events.publish(chunk, instruction)
-            self._published = snapshot.stamp
+            self._decision.published(snapshot)
+        self._latency.add(self._ros_clock() - began_ros)
+        self._decision.latency = self._latency.percentile(99)
+        self._overhead.add(began_steady - max(snapshot.received, self._free_since) + time.perf_counter() - ended)
         self._image_to_chunk.add(self._ros_clock() - min(snapshot.images.values()))
         self._tell(None)
         self._events.show(observation, chunk)
+        self._free_since = time.monotonic()
 
     def _tell(self, fault: NotReady | None) -> None:
         self._fault = fault

@@ -15,7 +15,7 @@ import numpy as np
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.observation import FUTURE_TOLERANCE
 
-Mode = Literal["open_loop", "receding_horizon"]
+Mode = Literal["open_loop", "receding_horizon", "prefetch"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 
@@ -24,8 +24,9 @@ class InferenceTiming:
     """The rule.
 
     mode: `open_loop`, a chunk is executed to its end before the next observation is taken; `receding_horizon`, the
-        next observation is taken replan_steps steps after the last, and with 0 as soon as its inference is done
-    period: s, one step; chunk_length: steps
+        next observation is taken replan_steps steps after the last, and with 0 as soon as its inference is done;
+        `prefetch`, so early before a chunk's end that the next one arrives in time, by the latency measured so far
+    period: s, one step at full speed; chunk_length: steps
     Raises LightVLAError for values that contradict each other.
     """
 
@@ -43,19 +44,24 @@ class InferenceTiming:
                 f"so it must be in 0..{self.chunk_length}"
             )
 
-    def wait(self, now: float, published: float | None) -> float:
-        """Seconds until the next observation is due, 0 when it is. Both arguments are s in the ROS clock.
+    def wait(self, now: float, published: float | None, latency: float = 0.0, speed: float = 1.0) -> float:
+        """Seconds until the next observation is due, 0 when it is. Times are s in the ROS clock.
 
         published: the stamp of the observation behind the chunk published last, or None where no chunk is in force
         (at the start, after a new instruction). A stamp far later than now is of a time before the clock jumped back.
+        latency: s, which nearly every inference stayed below, NaN before the first; speed: of the execution, 0.1..1
         """
         if published is None or published > now + FUTURE_TOLERANCE:
             return 0.0
-        return max(0.0, published + self._steps * self.period - now)
+        due = published + self._steps * self.period / speed
+        if self.mode == "prefetch":
+            # One step of grace: for the message's way, and since steps begin on the executor's own grid.
+            due -= self.period + (latency if latency == latency else self.chunk_length * self.period)
+        return max(0.0, due - now)
 
     @property
     def _steps(self) -> int:
-        return self.chunk_length if self.mode == "open_loop" else self.replan_steps
+        return self.replan_steps if self.mode == "receding_horizon" else self.chunk_length
 
 
 class LatencyWindow:

@@ -115,8 +115,12 @@ class ManagedNode(LifecycleNode):
         super().__init__(name, **kwargs)
         self._table = {parameter.name: parameter for parameter in parameters}
         self.add_on_set_parameters_callback(self._check_parameters)
+        # Values that are asked for and not yet set, while accept_parameters looks at them.
+        self._asked: dict[str, Any] = {}
+        self._declared = False
         for parameter in parameters:
             self._declare(parameter)
+        self._declared = True
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock, so that diagnostics go on when simulated time stands still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -138,9 +142,12 @@ class ManagedNode(LifecycleNode):
         """The diagnostic_msgs/DiagnosticStatus to publish at 1 Hz, or None for nothing."""
         return None
 
+    def accept_parameters(self) -> None:
+        """Parameters were changed at run time; value() gives the new ones. Raises LightVLAError to refuse them all."""
+
     def value(self, name: str) -> Any:
         """A parameter's present value, of the type of its default."""
-        value = self.get_parameter(name).value
+        value = self._asked[name] if name in self._asked else self.get_parameter(name).value
         return float(value) if isinstance(self._table[name].default, float) else value
 
     def publish_diagnostics(self) -> None:
@@ -218,6 +225,16 @@ class ManagedNode(LifecycleNode):
             sentence = known.refusal(parameter.value) if known is not None else None
             if sentence is not None:
                 return SetParametersResult(successful=False, reason=sentence)
+        if not self._declared:
+            return SetParametersResult(successful=True)
+        # rclpy before Iron tells nobody after a change, so what depends on it is told before.
+        self._asked = {p.name: p.value for p in parameters if p.name in self._table}
+        try:
+            self.accept_parameters()
+        except LightVLAError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        finally:
+            self._asked = {}
         return SetParametersResult(successful=True)
 
 

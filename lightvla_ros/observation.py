@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import Observation
 from lightvla_ros.images import compressed_to_rgb, image_to_rgb
+from lightvla_ros.robots.adapter import state_values
 
 # How far ahead of the ROS clock a stamp may be, s: time synchronisation is good to 1 ms, but /clock arrives in steps.
 FUTURE_TOLERANCE = 0.05
@@ -60,7 +61,7 @@ class Stream:
 
     name: str
     topic: str
-    kind: Literal["camera", "joint state"]
+    kind: Literal["camera", "joint state", "pose"]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.topic})"
@@ -89,12 +90,14 @@ class Snapshot:
         from the joint state, and the image is as much older than it as it was in the recordings (at most max_skew).
         Without joint states it is the oldest image's.
     images: camera -> stamp of its image; two snapshots with equal ones saw the same images
+    received: when its newest message came, s, steady clock
     """
 
     messages: Mapping[str, Any]
     stamp: float
     images: Mapping[str, float]
     skew: float
+    received: float
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,10 @@ class ObservationGatherer:
 
     def __init__(self, streams: Sequence[Stream], limits: Limits) -> None:
         self._streams = tuple(streams)
-        self._limits = limits
+        self.limits = limits
         self._latest: dict[str, _Sample] = {}
         self._lock = threading.Lock()
+        self._received = {stream.name: 0 for stream in self._streams}
         self._last_ros = float("-inf")
         self._clock_moved = float("-inf")
 
@@ -148,6 +152,20 @@ class ObservationGatherer:
         """Keep a message. stamp: its header's, s, ROS clock; received: s, steady clock."""
         with self._lock:
             self._latest[stream] = _Sample(message, stamp, received)
+            self._received[stream] += 1
+
+    def received(self) -> dict[str, int]:
+        """How many messages of every stream have come."""
+        with self._lock:
+            return dict(self._received)
+
+    def image_stamps(self) -> list[float]:
+        """The header stamps, s, of the newest image of every camera; empty until every camera has sent one."""
+        cameras = [stream.name for stream in self._streams if stream.kind == "camera"]
+        with self._lock:
+            if not all(camera in self._latest for camera in cameras):
+                return []
+            return [self._latest[camera].stamp for camera in cameras]
 
     def gather(self, now_ros: float, now_steady: float) -> Snapshot | NotReady:
         """The latest message of every stream, if it makes an observation now (both nows in s, of the two clocks)."""
@@ -179,15 +197,15 @@ class ObservationGatherer:
                 f"the ROS clock jumped back by {previous - now_ros:.3f} s; waiting for messages of the new time",
             )
         still = now_steady - self._clock_moved
-        if still > self._limits.max_age:
+        if still > self.limits.max_age:
             hint = "is /clock published?" if now_ros == 0.0 else "is the simulation or the bag paused?"
             return NotReady(Reason.CLOCK_FROZEN, "", f"the ROS clock stands still at {now_ros:.3f} s; {hint}")
         return None
 
     def _stream_fault(self, stream: Stream, sample: _Sample, now_ros: float, now_steady: float) -> NotReady | None:
-        limit = self._limits.max_age
+        limit = self.limits.max_age
         ahead, age, silence = sample.stamp - now_ros, now_ros - sample.stamp, now_steady - sample.received
-        if ahead > self._limits.future_tolerance:
+        if ahead > self.limits.future_tolerance:
             return NotReady(
                 Reason.FUTURE,
                 stream.name,
@@ -207,18 +225,19 @@ class ObservationGatherer:
         by_age = sorted(self._streams, key=lambda stream: latest[stream.name].stamp)
         oldest, newest = by_age[0], by_age[-1]
         skew = latest[newest.name].stamp - latest[oldest.name].stamp
-        if skew > self._limits.max_skew:
+        if skew > self.limits.max_skew:
             return NotReady(
                 Reason.SKEWED,
                 oldest.name,
-                f"{oldest} is {skew:.3f} s older than {newest}, max_skew is {self._limits.max_skew:.3f} s",
+                f"{oldest} is {skew:.3f} s older than {newest}, max_skew is {self.limits.max_skew:.3f} s",
             )
-        reference = next((stream for stream in by_age if stream.kind == "joint state"), oldest)
+        reference = next((stream for stream in by_age if stream.kind != "camera"), oldest)
         return Snapshot(
             messages={stream.name: latest[stream.name].message for stream in self._streams},
             stamp=latest[reference.name].stamp,
             images={s.name: latest[s.name].stamp for s in self._streams if s.kind == "camera"},
             skew=skew,
+            received=max(sample.received for sample in latest.values()),
         )
 
 
@@ -236,20 +255,18 @@ def to_observation(
     """
     messages = {name: decode(message) for name, message in snapshot.messages.items()}
     images = {s.name: _decoded(messages[s.name], s) for s in streams if s.kind == "camera"}
-    states = {s.name: joint_positions(messages[s.name], str(s)) for s in streams if s.kind == "joint state"}
+    states = {s.name: finite_values(messages[s.name], str(s)) for s in streams if s.kind != "camera"}
     proprio = None if proprioception is None else proprioception(states)
     return Observation(images=images, proprio=proprio, instruction=instruction, stamp=snapshot.stamp)
 
 
-def joint_positions(message: Any, label: str) -> dict[str, float]:
-    """sensor_msgs/JointState -> position by joint name, as the driver reports it. label: its source, for errors."""
-    names, positions = list(message.name), list(message.position)
-    if len(names) != len(positions):
-        raise LightVLAError(f"{label} sent {len(names)} joint names with {len(positions)} positions")
-    broken = [name for name, position in zip(names, positions, strict=True) if not math.isfinite(position)]
+def finite_values(message: Any, label: str) -> dict[str, float]:
+    """sensor_msgs/JointState or geometry_msgs/PoseStamped -> value by name. label: its source, for errors."""
+    values = state_values(message, label)
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise LightVLAError(f"{label} sent a position of {', '.join(broken)} that is not a finite number")
-    return dict(zip(names, positions, strict=True))
+    return values
 
 
 def _decoded(message: Any, stream: Stream) -> NDArray[np.uint8]:

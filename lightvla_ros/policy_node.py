@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,23 +27,23 @@ from lightvla_ros.lifecycle import (
 # Only now, when lightvla_ros.lifecycle has refused a mixture of two ROS 2s, does ROS come in.
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.time import Time
-from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import String
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
-from lightvla_ros.chunk_message import instruction_id, to_message
-from lightvla_ros.chunk_schedule import TimedChunk
+from lightvla_ros.chunk_message import timed_chunk, to_message
 from lightvla_ros.images import fill_image
-from lightvla_ros.inbox import Inbox, RawMessage
+from lightvla_ros.inbox import Inbox
 from lightvla_ros.inference_loop import InferenceLoop, LoopStatus
 from lightvla_ros.inference_timing import MODES, InferenceTiming
 from lightvla_ros.observation import EdgeLog, Limits, NotReady, ObservationGatherer, Reason, Stream
 from lightvla_ros.overlay import draw_overlay
-from lightvla_ros.robots.aloha import proprioception
+from lightvla_ros.robots.adapter import POSE_SOURCES, proprioception, proprioception_sources
 from lightvla_ros.robots.description import RobotDescription, check_contract, load_robot
+from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 
 if TYPE_CHECKING:
     from lightvla_core.policy import Policy
@@ -51,10 +51,16 @@ if TYPE_CHECKING:
 PARAMETERS = (
     Parameter("checkpoint", "", "folder of the checkpoint, as made by `lightvla import`, `lightvla init` or training"),
     Parameter("robot", "aloha", "name of a file in config/robots, or the path of one"),
-    Parameter("gripper", "aloha1", "gripper variant of the robot"),
+    Parameter("gripper", "", "gripper variant of the robot, as named in its file; empty: the first there"),
+    Parameter("pose_source", "broadcaster", "where the end effector's pose comes from", choices=POSE_SOURCES),
     Parameter("device", "cpu", "where the policy runs: cpu, cuda or cuda:N"),
     Parameter("instruction", "", "first instruction; empty: wait for one on the topic `instruction`"),
-    Parameter("mode", "receding_horizon", "when to infer: after a chunk's end, or before", choices=MODES),
+    Parameter(
+        "mode",
+        "receding_horizon",
+        "when to infer: after a chunk's end, every replan_steps, or just in time for the end",
+        choices=MODES,
+    ),
     Parameter("replan_steps", 0, "receding_horizon: steps between observations; 0: no waiting", low=0, high=1000),
     Parameter("max_age", 0.3, "oldest message to infer on, s, by header stamp and by receipt", low=0.001, high=10.0),
     Parameter("max_skew", 0.15, "largest time between the stamps of one observation, s", low=0.001, high=10.0),
@@ -77,6 +83,7 @@ class PolicyNode(ManagedNode):
         self._gatherer: ObservationGatherer | None = None
         self._instruction = ""
         self._active = False
+        self._speed = 1.0
         self._sequence = 0
         self._drawn = 0.0
         self._edges = EdgeLog({})
@@ -89,12 +96,12 @@ class PolicyNode(ManagedNode):
         self._policy = self._load_policy()
         contract = self._contract = self._policy.contract
         check_contract(contract, robot)
+        self._sources = {s.name: s for s in proprioception_sources(contract, robot, self.value("pose_source"))}
         self._streams = tuple(self._make_streams(contract, robot))
         self._gatherer = ObservationGatherer(self._streams, Limits(self.value("max_age"), self.value("max_skew")))
         self._timing(contract)
         self._warm_up(self._policy, robot)
-        channels = robot.select(contract.proprio_names)
-        self._proprioception = partial(proprioception, channels) if channels else None
+        self._proprioception = partial(proprioception, contract, robot) if contract.proprioception else None
         self._make_publishers()
         self._make_subscriptions()
         self._contract_publisher.publish(String(data=contract.to_json()))
@@ -109,14 +116,23 @@ class PolicyNode(ManagedNode):
             self._gatherer,
             self._streams,
             self._proprioception,
-            RawMessage.decode,
+            _decode,
             timing,
             self._ros_time,
             self,
         )
         self._loop.instruct(self._instruction)
+        self._loop.set_speed(self._speed)
         self._loop.start()
         self._active = True
+
+    def accept_parameters(self) -> None:
+        if self._gatherer is None or self._policy is None:
+            return
+        timing = self._timing(self._contract)
+        self._gatherer.limits = Limits(self.value("max_age"), self.value("max_skew"))
+        if self._loop is not None:
+            self._loop.set_timing(timing)
 
     def deactivate_node(self) -> None:
         self._active = False
@@ -132,16 +148,7 @@ class PolicyNode(ManagedNode):
 
     def publish(self, chunk: ActionChunk, instruction: str) -> None:
         self._sequence += 1
-        contract = self._contract
-        timed = TimedChunk(
-            stamp=chunk.stamp,
-            dt=contract.period,
-            names=contract.action_names,
-            actions=chunk.actions,
-            contract_hash=contract.hash,
-            instruction_id=instruction_id(instruction),
-            sequence=self._sequence,
-        )
+        timed = timed_chunk(chunk, self._contract, instruction, self._sequence)
         self._chunks.publish(to_message(timed))
 
     def show(self, observation: Observation, chunk: ActionChunk) -> None:
@@ -169,7 +176,7 @@ class PolicyNode(ManagedNode):
 
     # What the executor thread hears.
 
-    def _on_message(self, stream: Stream, message: RawMessage) -> None:
+    def _on_message(self, stream: Stream, message: StateMessage) -> None:
         if self._gatherer is not None:
             self._gatherer.put(stream.name, message, message.stamp, message.received)
         if self._loop is not None and stream.kind == "camera":
@@ -181,6 +188,11 @@ class PolicyNode(ManagedNode):
         if self._loop is not None:
             self._loop.instruct(self._instruction)
 
+    def _on_speed(self, message: Any) -> None:
+        self._speed = message.data
+        if self._loop is not None:
+            self._loop.set_speed(self._speed)
+
     def diagnostic_status(self) -> Any:
         if self._loop is None or not self._active:
             return diagnostic_status(self.get_name(), {}, "configured" if self._policy else "unconfigured")
@@ -189,7 +201,10 @@ class PolicyNode(ManagedNode):
         if status.fault is not None:
             level = DiagnosticStatus.ERROR if status.fault.reason is Reason.FAILED else DiagnosticStatus.WARN
             message = status.fault.sentence
-        return diagnostic_status(self.get_name(), _diagnostic_values(status), message, level)
+        values = _diagnostic_values(status)
+        if self._gatherer is not None:
+            values |= {f"messages {stream}": count for stream, count in self._gatherer.received().items()}
+        return diagnostic_status(self.get_name(), values, message, level)
 
     # Configuration.
 
@@ -220,8 +235,9 @@ class PolicyNode(ManagedNode):
         suffix = "/compressed" if self.value("transport") == "compressed" else ""
         for camera in contract.camera_names:
             yield Stream(camera, self.resolve_topic_name(robot.camera_topic(camera) + suffix), "camera")
-        for arm in dict.fromkeys(channel.arm for channel in robot.select(contract.proprio_names)):
-            yield Stream(arm, self.resolve_topic_name(robot.joint_state_topics[arm]), "joint state")
+        for source in self._sources.values():
+            kind: Literal["joint state", "pose"] = "joint state" if source.kind == "joint_state" else "pose"
+            yield Stream(source.name, self.resolve_topic_name(source.topic), kind)
 
     def _timing(self, contract: PolicyContract) -> InferenceTiming:
         return InferenceTiming(self.value("mode"), contract.period, contract.chunk_length, self.value("replan_steps"))
@@ -230,7 +246,7 @@ class PolicyNode(ManagedNode):
         """The first inferences allocate and compile; they run on noise at the start pose and count for no estimate."""
         contract, noise = policy.contract, np.random.default_rng(0)
         images = {c.name: noise.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in contract.cameras}
-        start = np.array([channel.start for channel in robot.select(contract.proprio_names)])
+        start = np.array([channel.start for channel in robot.select_states(contract.proprio_names)])
         observation = Observation(images, start if start.size else None, self._instruction or "warm up")
         for _ in range(_WARM_UP_RUNS):
             started = time.perf_counter()
@@ -251,10 +267,14 @@ class PolicyNode(ManagedNode):
         self._owned.append(self._inbox.close)
         camera_type = CompressedImage if self.value("transport") == "compressed" else Image
         for stream in self._streams:
-            kind = camera_type if stream.kind == "camera" else JointState
-            self._inbox.subscribe(kind, stream.topic, partial(self._on_message, stream), SENSOR_QOS)
+            if stream.kind == "camera":
+                self._inbox.subscribe(camera_type, stream.topic, partial(self._on_message, stream), SENSOR_QOS)
+            else:
+                subscribe_state(self._inbox, self._sources[stream.name], partial(self._on_message, stream))
         instructions = self.create_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
         self._owned.append(lambda: self.destroy_subscription(instructions))
+        speeds = self.create_subscription(Float64, "executor/speed", self._on_speed, LATCHED_QOS)
+        self._owned.append(lambda: self.destroy_subscription(speeds))
         self._inbox.start()
 
     def _own_publisher(self, kind: Any, topic: str, qos: Any) -> Any:
@@ -266,6 +286,10 @@ class PolicyNode(ManagedNode):
         return float(self.get_clock().now().nanoseconds) * 1e-9
 
 
+def _decode(message: StateMessage) -> Any:
+    return message.decode()
+
+
 def _diagnostic_values(status: LoopStatus) -> dict[str, object]:
     return {
         "inferences": status.inferences,
@@ -274,6 +298,8 @@ def _diagnostic_values(status: LoopStatus) -> dict[str, object]:
         "inference p99 ms": status.inference_p99 * 1e3,
         "image to chunk p50 ms": status.image_to_chunk_p50 * 1e3,
         "image to chunk p99 ms": status.image_to_chunk_p99 * 1e3,
+        "frame age p99 ms": status.frame_age_p99 * 1e3,
+        "overhead p99 ms": status.overhead_p99 * 1e3,
         **{f"kept patches {camera}": f"{kept}/{total}" for camera, (kept, total) in status.kept.items()},
     }
 

@@ -1,13 +1,13 @@
-"""Limits, watchdogs and the latched stop between a policy's wish and a robot's command. Pure; no ROS, no clock.
+"""Limits and the latched stop between a policy's wish and a robot's command. Pure; no ROS, no clock.
 
-Every moment is an argument. This is no safety function in the sense of a standard: the e-stop is the robot's.
+Every moment is an argument; what watches the inputs is in watchdogs.py. This is no safety function in the sense of a
+standard: the e-stop is the robot's.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -122,16 +122,21 @@ class SafetyGate:
     """
 
     def __init__(self, limits: Limits, period: float, starvation_timeout: float) -> None:
-        for name, value in (("period", period), ("starvation_timeout", starvation_timeout)):
-            if not (math.isfinite(value) and value > 0):
-                raise LightVLAError(f"{name} should be a positive number of s, but is {value}")
-        self.limits, self.period, self._starvation_timeout = limits, period, starvation_timeout
-        self._step = limits.largest_step(period)
+        self.limits = limits
+        self.set_times(period, starvation_timeout)
         self.state: State = "disarmed"
         self.reason = ""
         self.last: NDArray[np.float64] | None = None
         self.interventions: Counter[str] = Counter({kind: 0 for kind in INTERVENTIONS})
         self._fed = -math.inf
+
+    def set_times(self, period: float, starvation_timeout: float) -> None:
+        """The arguments of the constructor, changed between two commands."""
+        for name, value in (("period", period), ("starvation_timeout", starvation_timeout)):
+            if not (math.isfinite(value) and value > 0):
+                raise LightVLAError(f"{name} should be a positive number of s, but is {value}")
+        self.period, self._starvation_timeout = period, starvation_timeout
+        self._step = self.limits.largest_step(period)
 
     @property
     def target(self) -> NDArray[np.float64] | None:
@@ -231,64 +236,3 @@ class SafetyGate:
             return target
         here = np.where(self.limits.grips | self.limits.rates, target, measured)
         return here if (np.abs(here - last) <= self._step).all() else target
-
-
-class StateWatch:
-    """Ages of the joint states: of the header stamp by the ROS clock and of the receipt by a steady clock.
-
-    sources: whose states are needed, such as one an arm; timeout: the largest age of either kind, s
-    """
-
-    def __init__(self, sources: Sequence[str], timeout: float, future_tolerance: float) -> None:
-        if not (math.isfinite(timeout) and timeout > 0):
-            raise LightVLAError(f"the joint-state timeout should be a positive number of s, but is {timeout}")
-        self._timeout, self._future_tolerance = timeout, future_tolerance
-        self._seen: dict[str, Now | None] = dict.fromkeys(sources)
-
-    def feed(self, source: str, stamp: float, received: float) -> None:
-        """A joint state with this header stamp (s, ROS clock) came at this moment (s, steady clock)."""
-        self._seen[source] = Now(stamp, received)
-
-    def stale(self, now: Now) -> str | None:
-        """One sentence on the first source that is not fresh, or None."""
-        for source, seen in self._seen.items():
-            if seen is None:
-                return f"no joint state from {source} yet"
-            if now.steady - seen.steady > self._timeout:
-                return f"no joint state from {source} for more than {self._timeout:g} s"
-            age = now.ros - seen.ros
-            if age > self._timeout:
-                return f"the joint state of {source} is stamped {age:.3f} s ago, more than {self._timeout:g} s"
-            if -age > self._future_tolerance:
-                return (
-                    f"the joint state of {source} is stamped {-age:.3f} s in the future: are the clocks synchronised?"
-                )
-        return None
-
-
-class ClockWatch:
-    """Notices a ROS clock that stands still, goes back or leaps, by comparing it with the steady clock.
-
-    frozen_after: longest time without any advance, s; max_leap: largest advance beyond the steady clock's, s
-    """
-
-    def __init__(self, frozen_after: float, max_leap: float) -> None:
-        self._frozen_after, self._max_leap = frozen_after, max_leap
-        self._advanced: Now | None = None
-
-    def check(self, now: Now) -> str | None:
-        """Call once a period. One sentence on what is wrong with the clock, or None."""
-        before = self._advanced
-        if before is None or now.ros > before.ros:
-            self._advanced = now
-        if before is None:
-            return None
-        if now.ros < before.ros:
-            self._advanced = now
-            return f"the ROS clock went back by {before.ros - now.ros:.3f} s"
-        leap = (now.ros - before.ros) - (now.steady - before.steady)
-        if leap > self._max_leap:
-            return f"the ROS clock leapt ahead by {leap:.3f} s"
-        if now.ros == before.ros and now.steady - before.steady > self._frozen_after:
-            return f"the ROS clock has stood still for {self._frozen_after:g} s"
-        return None

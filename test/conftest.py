@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +33,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lightvla_core.presets import write_tiny
 
     return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def driver_messages() -> dict[str, str]:
+    """The environment in which a process imports the drivers' real message packages; built once, into build/."""
+    root = Path(__file__).parent.parent
+    prefix = root / "build" / "interfaces"
+    command = [str(root / "tools" / "build_test_interfaces.sh"), sys.executable, str(prefix)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode == 3:
+        pytest.skip(built.stderr.strip())
+    assert built.returncode == 0, built.stderr
+    site = next(prefix.glob("l*/python3*/site-packages"))
+    added = {"LD_LIBRARY_PATH": prefix / "lib", "PYTHONPATH": site, "AMENT_PREFIX_PATH": prefix}
+    return {
+        **os.environ,
+        **{name: os.pathsep.join(filter(None, (str(path), os.environ.get(name)))) for name, path in added.items()},
+    }

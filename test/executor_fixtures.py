@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, PolicyContract
 from lightvla_ros.chunk_message import instruction_id
-from lightvla_ros.chunk_schedule import TimedChunk
+from lightvla_ros.chunk_schedule import ExecutionMode, TimedChunk
 from lightvla_ros.execution import ExecutionSettings
 from lightvla_ros.robots.description import RobotDescription, load_robot
 
@@ -62,15 +62,16 @@ def chunk(
     return TimedChunk(stamp, contract.period, contract.action_names, steps, sequence=sequence, **fields)  # type: ignore[arg-type]
 
 
-def settings(period: float = 0.04, blend_time: float = 0.0) -> ExecutionSettings:
-    return ExecutionSettings(
-        period=period,
-        blend_time=blend_time,
-        starvation_timeout=0.5,
-        state_timeout=0.2,
-        future_tolerance=0.05,
-        max_clock_leap=0.5,
-    )
+def settings(period: float = 0.04, blend_time: float = 0.0, **changes: object) -> ExecutionSettings:
+    """changes: of the execution mode (ensemble_decay, speed) and of the timeouts."""
+    mode = {key: changes.pop(key) for key in ("ensemble_decay", "speed") if key in changes}
+    fields: dict[str, object] = {
+        "starvation_timeout": 0.5,
+        "state_timeout": 0.2,
+        "future_tolerance": 0.05,
+        "max_clock_leap": 0.5,
+    }
+    return ExecutionSettings(ExecutionMode(period, blend_time, **mode), **(fields | changes))  # type: ignore[arg-type]
 
 
 def joint_positions(opening: float = 1.0, offset: float = 0.0) -> dict[str, float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from executor_fixtures import START, aloha_contract, chunk, delta_contract, joint_positions, robot, settings
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
@@ -22,15 +20,14 @@ CONTRACT = aloha_contract()
 CHANNELS = robot().channels
 ARMS = ("follower_left", "follower_right")
 EPOCH = 1_795_000_000.0
-LOWER, UPPER = np.array([c.lower for c in CHANNELS]), np.array([c.upper for c in CHANNELS])
 
 
 class Bench:
     """An execution, its clocks, and two arms that stand still."""
 
-    def __init__(self, period: float = 0.04, blend_time: float = 0.0) -> None:
+    def __init__(self, period: float = 0.04, blend_time: float = 0.0, **changes: object) -> None:
         self.execution = Execution(
-            CONTRACT, robot(), settings(period, blend_time), lambda states: proprioception(CHANNELS, states)
+            CONTRACT, robot(), settings(period, blend_time, **changes), lambda states: proprioception(CHANNELS, states)
         )
         self.period, self.time, self.sequence = period, 0.0, 0
         self.sent: list[NDArray[np.float64] | None] = []
@@ -89,7 +86,7 @@ def test_latency_runs_from_the_observation_to_the_first_command_that_uses_it() -
     bench = Bench().armed()
     bench.offer(START, late=0.1)
     bench.run(3)
-    assert bench.execution.counts().latency_p50 == pytest.approx(0.14, abs=1e-5)
+    assert bench.execution.counts().latencies[0] == pytest.approx(0.14, abs=1e-5)
 
 
 @pytest.mark.parametrize("trouble", ["no state", "old state", "frozen stamps", "clock not checked"])
@@ -164,7 +161,8 @@ def test_frozen_clock_stops() -> None:
 
 
 def test_joint_state_that_loses_a_joint_or_turns_nan_stops() -> None:
-    for spoiled in ({"follower_left": {"waist": 0.0}}, {"follower_left": joint_positions() | {"elbow": math.nan}}):
+    spoils: list[dict[str, Any]] = [{"waist": 0.0}, joint_positions() | {"elbow": math.nan}, {"waist": "no number"}]
+    for spoiled in ({"follower_left": spoil} for spoil in spoils):
         bench = Bench().armed()
         bench.offer(START)
         bench.run(1)
@@ -190,16 +188,64 @@ def test_contract_of_another_robot_is_refused() -> None:
         Execution(delta_contract(), robot(), settings(), lambda states: proprioception(CHANNELS, states))
 
 
-@given(data=st.data(), period=st.sampled_from([0.005, 0.02, 0.04]), blend_time=st.sampled_from([0.0, 0.08]))
-def test_no_stream_of_chunks_and_states_breaks_a_limit(data: st.DataObject, period: float, blend_time: float) -> None:
-    bench = Bench(period, blend_time).armed()
-    for _ in range(data.draw(st.integers(1, 6))):
-        level = data.draw(st.floats(-1e300, 1e300) | st.floats(-3.0, 3.0))
-        with contextlib.suppress(ChunkError):
-            bench.offer(np.full(14, level), late=data.draw(st.floats(-0.1, 1.2)))
-        bench.run(data.draw(st.integers(1, 12)), feed=data.draw(st.booleans()))
-    commands = np.array([START, *(c for c in bench.sent if c is not None)])
-    step = np.minimum([c.max_step for c in CHANNELS], np.array([c.max_velocity for c in CHANNELS]) * period)
-    assert np.isfinite(commands).all()
-    assert ((commands >= LOWER) & (commands <= UPPER)).all()
-    assert (np.abs(np.diff(commands, axis=0)) <= step + 1e-9).all()
+def test_emergency_stop_latches_and_only_a_release_and_a_new_arm_recover() -> None:
+    bench = Bench().armed()
+    bench.offer(START)
+    bench.run(2)
+    bench.execution.set_emergency_stop(True, bench.now)
+    assert bench.execution.state == "stopped: emergency stop"
+    with pytest.raises(LightVLAError, match="emergency stop is engaged"):
+        bench.execution.arm(bench.now)
+    bench.execution.set_emergency_stop(False, bench.now)
+    bench.offer(START + 0.1)
+    np.testing.assert_allclose(bench.run(3), START)
+    assert bench.execution.state == "stopped: emergency stop"
+    bench.execution.arm(bench.now)
+    assert bench.execution.state == "armed"
+
+
+def test_emergency_stop_pressed_while_disarmed_refuses_to_arm() -> None:
+    bench = Bench()
+    bench.run(1)
+    bench.execution.set_emergency_stop(True, bench.now)
+    with pytest.raises(LightVLAError, match="emergency stop"):
+        bench.execution.arm(bench.now)
+
+
+def test_missing_heartbeat_refuses_to_arm_and_stops_when_it_falls_silent() -> None:
+    bench = Bench(heartbeat_timeout=0.1)
+    bench.run(1)
+    with pytest.raises(LightVLAError, match="no heartbeat"):
+        bench.execution.arm(bench.now)
+    bench.execution.feed_heartbeat(bench.now.steady)
+    bench.execution.arm(bench.now)
+    bench.offer(START)
+    bench.run(2)
+    assert bench.execution.state == "armed"
+    bench.run(2)
+    assert bench.execution.state.startswith("stopped: no heartbeat")
+
+
+def test_changed_settings_wait_for_the_step_boundary() -> None:
+    bench = Bench(period=0.01).armed()
+    bench.offer(START)
+    bench.run(1)
+    bench.execution.change(settings(0.02, speed=0.5))
+    bench.run(2)
+    assert bench.execution.settings.mode.period == 0.01
+    bench.run(1)
+    assert bench.execution.settings.mode == settings(0.02, speed=0.5).mode
+    assert bench.execution.state == "armed"
+
+
+def test_changed_settings_take_effect_at_once_when_nothing_is_under_way() -> None:
+    bench = Bench()
+    bench.execution.change(settings(0.02))
+    bench.run(1)
+    assert bench.execution.settings.mode.period == 0.02
+
+
+@pytest.mark.parametrize("key", ["starvation_timeout", "state_timeout", "heartbeat_timeout", "future_tolerance"])
+def test_impossible_settings_are_refused(key: str) -> None:
+    with pytest.raises(LightVLAError, match=key):
+        settings(**{key: -1.0})

@@ -14,10 +14,11 @@ from lightvla_ros.inference_timing import InferenceTiming, LatencyWindow
 DT = 0.04
 OPEN_LOOP = InferenceTiming("open_loop", DT, chunk_length=25)
 EVERY_10 = InferenceTiming("receding_horizon", DT, chunk_length=25, replan_steps=10)
+PREFETCH = InferenceTiming("prefetch", DT, chunk_length=25)
 AT_ONCE = InferenceTiming("receding_horizon", DT, chunk_length=25)
 
 
-@pytest.mark.parametrize("timing", [OPEN_LOOP, EVERY_10, AT_ONCE])
+@pytest.mark.parametrize("timing", [OPEN_LOOP, EVERY_10, AT_ONCE, PREFETCH])
 def test_first_inference_is_due_at_once(timing: InferenceTiming) -> None:
     assert timing.wait(100.0, None) == 0.0
 
@@ -36,6 +37,23 @@ def test_receding_horizon_of_zero_steps_goes_on_as_soon_as_the_last_inference_is
     assert AT_ONCE.wait(100.0, published=100.0) == 0.0
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.06, 0.5])
+def test_prefetch_observes_so_early_that_the_next_chunk_is_there_a_step_before_the_end(latency: float) -> None:
+    due = 100.1 + PREFETCH.wait(100.1, published=100.0, latency=latency)
+    assert due + latency == pytest.approx(101.0 - DT)
+
+
+def test_prefetch_with_an_inference_longer_than_a_chunk_or_not_yet_measured_goes_on_at_once() -> None:
+    assert PREFETCH.wait(100.0, published=100.0, latency=2.0) == 0.0
+    assert PREFETCH.wait(100.0, published=100.0, latency=math.nan) == 0.0
+
+
+def test_waiting_stretches_with_the_speed_of_execution() -> None:
+    assert OPEN_LOOP.wait(100.1, published=100.0, speed=0.5) == pytest.approx(1.9)
+    assert EVERY_10.wait(100.1, published=100.0, speed=0.5) == pytest.approx(0.7)
+    assert PREFETCH.wait(100.0, published=100.0, latency=0.06, speed=0.5) == pytest.approx(2.0 - DT - 0.06)
+
+
 def test_chunk_of_a_time_before_the_clock_jumped_back_is_not_waited_for() -> None:
     assert OPEN_LOOP.wait(50.0, published=100.0) == 0.0
 
@@ -45,7 +63,7 @@ def test_observation_stamped_slightly_ahead_of_the_clock_is_still_waited_for() -
 
 
 @given(
-    mode=st.sampled_from(["open_loop", "receding_horizon"]),
+    mode=st.sampled_from(["open_loop", "receding_horizon", "prefetch"]),
     steps=st.integers(0, 25),
     now=st.floats(0.0, 1e9),
     published=st.none() | st.floats(0.0, 1e9),

@@ -48,6 +48,9 @@ class Probe(ManagedNode):
     def cleanup_node(self) -> None:
         self._called("cleanup")
 
+    def accept_parameters(self) -> None:
+        self._called(f"accept {self.value('steps')} {self.value('rate')}")
+
 
 @pytest.fixture(autouse=True)
 def ros(ros_domain: int) -> Iterator[None]:
@@ -145,3 +148,17 @@ def test_signals_and_exceptions_stop_in_order_without_a_traceback(how: str, stat
     assert output.splitlines()[-2:] == ["deactivated", "cleaned up"]
     assert "Traceback" not in errors
     assert ("a callback failed: ValueError: a bug" in errors) == (how == "raise")
+
+
+def test_changed_parameters_are_shown_to_the_node_before_they_are_set() -> None:
+    node = Probe()
+    assert node.calls == []
+    assert node.set_parameters([RosParameter("steps", value=4)])[0].successful
+    assert (node.calls, node.value("steps")) == (["accept 4 50.0"], 4)
+
+
+def test_node_refuses_changed_parameters_in_one_sentence() -> None:
+    node = Probe({"accept 5 50.0": LightVLAError("steps 5 is too much at this rate")})
+    result = node.set_parameters([RosParameter("steps", value=5)])[0]
+    assert (result.successful, result.reason) == (False, "steps 5 is too much at this rate")
+    assert node.value("steps") == 3

@@ -23,7 +23,7 @@ from lightvla_ros.observation import (
     Reason,
     Snapshot,
     Stream,
-    joint_positions,
+    finite_values,
     to_observation,
 )
 
@@ -200,7 +200,7 @@ def _proprioception(states: Mapping[str, Mapping[str, float]]) -> NDArray[np.flo
 
 def _snapshot(high: Any, left: Any) -> Snapshot:
     messages = {"cam_high": high, "cam_wrist": _image(7), "left": left, "right": _state(waist=3.0)}
-    return Snapshot(messages=messages, stamp=ROS, images={"cam_high": ROS, "cam_wrist": ROS}, skew=0.0)
+    return Snapshot(messages=messages, stamp=ROS, images={"cam_high": ROS, "cam_wrist": ROS}, skew=0.0, received=STEADY)
 
 
 def test_observation_carries_decoded_images_proprioception_instruction_and_stamp() -> None:
@@ -220,12 +220,12 @@ def test_unknown_encoding_names_camera_and_topic() -> None:
 
 def test_joint_state_that_is_not_finite_is_refused() -> None:
     with pytest.raises(LightVLAError, match=r"/left/joint_states.*elbow.*not a finite number"):
-        joint_positions(_state(waist=0.0, elbow=float("nan")), str(LEFT))
+        finite_values(_state(waist=0.0, elbow=float("nan")), str(LEFT))
 
 
 def test_joint_state_with_fewer_positions_than_names_is_refused() -> None:
     with pytest.raises(LightVLAError, match=r"/left/joint_states.*2 joint names with 1 positions"):
-        joint_positions(SimpleNamespace(name=["waist", "elbow"], position=[0.0]), str(LEFT))
+        finite_values(SimpleNamespace(name=["waist", "elbow"], position=[0.0]), str(LEFT))
 
 
 STALE = NotReady(Reason.STALE, "cam_high", "camera cam_high is stale")
@@ -268,3 +268,18 @@ def test_stream_that_falls_silent_is_said_to_be_stale_and_not_skewed_before() ->
         None,
         "no inference: camera cam_high is stale",
     ]
+
+
+def test_messages_of_every_stream_are_counted_and_image_stamps_known_once_every_camera_has_sent() -> None:
+    made = gatherer({HIGH: ROS, LEFT: ROS})
+    assert made.image_stamps() == []
+    made.put("cam_high", "image", ROS + 0.1, STEADY)
+    made.put("cam_wrist", "image", ROS + 0.05, STEADY)
+    assert made.image_stamps() == [ROS + 0.1, ROS + 0.05]
+    assert made.received() == {"cam_high": 2, "cam_wrist": 1, "left": 1, "right": 0}
+
+
+def test_snapshot_tells_when_its_newest_message_came() -> None:
+    made = gatherer(all_at(ROS))
+    made.put("left", "message", ROS, STEADY + 0.05)
+    assert given_snapshot(made.gather(ROS, STEADY + 0.06)).received == STEADY + 0.05

@@ -28,7 +28,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
 from lightvla_core.contract import PolicyContract
@@ -435,6 +435,26 @@ def test_configure_for_a_gpu_that_is_not_there_is_refused(capfd: pytest.CaptureF
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert "CUDA" in refusal(capfd, checkpoint=str(checkpoint), device="cuda")
+
+
+def test_mode_changes_while_it_runs_and_waiting_stretches_with_the_executors_speed(graph: Callable[..., Graph]) -> None:
+    bench = graph(instruction=INSTRUCTION).start()
+    bench.next_chunk()
+    assert bench.node.set_parameters([Parameter("mode", value="open_loop")])[0].successful
+    between = [stamp_seconds(bench.next_chunk().header.stamp) for _ in range(3)]
+    assert between[2] - between[1] >= 1.0 - 0.05
+    speed = bench.robot.create_publisher(Float64, "executor/speed", LATCHED_QOS)
+    speed.publish(Float64(data=0.5))
+    between = [stamp_seconds(bench.next_chunk().header.stamp) for _ in range(3)]
+    assert between[2] - between[1] >= 2.0 - 0.05
+
+
+def test_replan_steps_beyond_the_chunk_are_refused_while_it_runs(graph: Callable[..., Graph]) -> None:
+    bench = graph(instruction=INSTRUCTION).start()
+    result = bench.node.set_parameters([Parameter("replan_steps", value=400)])[0]
+    assert not result.successful
+    assert "0..25" in result.reason
+    bench.next_chunk()
 
 
 def test_unknown_mode_is_refused_at_start() -> None:

@@ -1,4 +1,4 @@
-"""Limits, watchdogs and the latched stop."""
+"""Limits and the latched stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.execution import limits_for
-from lightvla_ros.safety import ClockWatch, Limits, Now, SafetyGate, StateWatch, bound
+from lightvla_ros.safety import Limits, Now, SafetyGate, bound
 
 LIMITS = limits_for(aloha_contract(), robot())
 PERIOD = 0.04
@@ -192,27 +192,10 @@ def test_no_stream_of_wishes_breaks_a_limit(wishes: list[tuple[Vector | None, Ve
         before = command
 
 
-def test_state_watch_needs_both_ages_fresh() -> None:
-    watch = StateWatch(("left", "right"), timeout=0.2, future_tolerance=0.05)
-    assert watch.stale(at(0.0)) == "no joint state from left yet"
-    watch.feed("left", 1000.0, 0.0)
-    watch.feed("right", 1000.0, 0.0)
-    assert watch.stale(at(0.1)) is None
-    assert "for more than 0.2 s" in (watch.stale(Now(1000.1, 0.3)) or "")
-    assert "stamped 0.300 s ago" in (watch.stale(Now(1000.3, 0.1)) or "")
-    assert "in the future" in (watch.stale(Now(999.9, 0.1)) or "")
-
-
-def test_clock_that_goes_back_leaps_or_freezes_is_noticed() -> None:
-    watch = ClockWatch(frozen_after=0.2, max_leap=0.5)
-    assert [watch.check(at(k / 10)) for k in range(5)] == [None] * 5
-    assert "went back by 5.000" in (watch.check(Now(995.4, 0.5)) or "")
-    assert watch.check(Now(995.5, 0.6)) is None
-    assert "leapt ahead by 9.900" in (watch.check(Now(1005.5, 0.7)) or "")
-    assert watch.check(Now(1005.5, 0.8)) is None
-    assert "has stood still" in (watch.check(Now(1005.5, 1.0)) or "")
-
-
-def test_simulated_clock_that_runs_slowly_is_no_trouble() -> None:
-    watch = ClockWatch(frozen_after=0.2, max_leap=0.5)
-    assert all(watch.check(Now(k * 0.03, k * 0.1)) is None for k in range(50))
+def test_times_changed_while_armed_bound_the_next_command() -> None:
+    gate = armed()
+    gate.command(START, START, at(0.0))
+    gate.set_times(0.005, 0.1)
+    np.testing.assert_allclose(gate.command(moved(1.0), START, at(0.005)), moved(3.14 * 0.005))
+    gate.command(None, START, at(0.2))
+    assert gate.reason.startswith("starvation")
