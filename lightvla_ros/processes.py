@@ -13,9 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lightvla_ros.resources import resource
+from lightvla_core.contract import PolicyContract
+from lightvla_core.resources import resource
+from lightvla_ros.robots.adapter import proprioception_sources
+from lightvla_ros.robots.description import RobotDescription
 
 Pace = Literal["real_time", "clock"]
+Transport = Literal["raw", "compressed"]
+# On one machine both; on two, the policy where the GPU is and the executor where the arm is.
+Part = Literal["both", "policy", "executor"]
 Value = bool | int | float | str | list[str]
 
 
@@ -81,6 +87,101 @@ def simulation(
         ),
         Process("executor_node", "lightvla_ros.executor_node", sim_time, transport),
     )
+
+
+def aloha(
+    checkpoint: Path | str,
+    instruction: str,
+    gripper: str = "aloha1",
+    command_type: str = "interbotix",
+    device: str = "cuda",
+    transport: Transport = "raw",
+    parts: Part = "both",
+) -> tuple[Process, ...]:
+    """Policy and executor for two ALOHA arms, whose drivers and cameras run already.
+
+    gripper: aloha1 or trossen; transport: raw on one machine, compressed where the cameras are on another
+    """
+    robot: dict[str, Value] = {"robot": "aloha", "gripper": gripper}
+    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts)
+
+
+def franka(
+    checkpoint: Path | str,
+    instruction: str,
+    command_type: str = "auto",
+    pose_source: str = "broadcaster",
+    device: str = "cuda",
+    transport: Transport = "raw",
+    parts: Part = "both",
+) -> tuple[Process, ...]:
+    """Policy and executor for one FR3 on franka_ros2, with MoveIt Servo where the policy gives end-effector deltas."""
+    robot: dict[str, Value] = {"robot": "franka", "pose_source": pose_source}
+    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts)
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """A policy over live topics from a bag. player: the command that plays it, for when the policy is active."""
+
+    policy: Process
+    player: tuple[str, ...]
+
+
+def replay(
+    bag: Path | str,
+    checkpoint: Path | str,
+    instruction: str,
+    contract: PolicyContract,
+    robot: RobotDescription,
+    robot_parameters: Mapping[str, Value],
+    device: str = "cpu",
+    transport: Transport = "raw",
+    rate: float = 1.0,
+    loop: bool = False,
+) -> Replaying:
+    """A policy in simulated time, and `ros2 bag play` with that time on /clock; nothing that commands a robot.
+
+    contract, robot: of the checkpoint and of robot_parameters (robot, gripper); rate: bag seconds a second
+    Only what the policy listens to is played: recorded commands on the drivers' topics would move a robot that hears.
+    """
+    suffix = "/compressed" if transport == "compressed" else ""
+    cameras = [f"/{robot.camera_topic(camera)}{suffix}" for camera in contract.camera_names]
+    states = [f"/{source.topic}" for source in proprioception_sources(contract, robot)]
+    parameters = {**robot_parameters, "use_sim_time": True}
+    processes = _arms(checkpoint, instruction, parameters, "auto", device, transport, "policy")
+    # /clock in steps of 10 ms: an order less than what the node tolerates of a stamp in the future.
+    player = ["ros2", "bag", "play", str(bag), "--clock", "100", "--rate", f"{rate:g}", *(["--loop"] if loop else [])]
+    return Replaying(processes[0], (*player, "--topics", *cameras, *states, "/instruction"))
+
+
+def _arms(
+    checkpoint: Path | str,
+    instruction: str,
+    robot: Mapping[str, Value],
+    command_type: str,
+    device: str,
+    transport: Transport,
+    parts: Part,
+) -> tuple[Process, ...]:
+    environment = transport_environment()
+    policy = Process(
+        "policy_node",
+        "lightvla_ros.policy_node",
+        {
+            "checkpoint": str(checkpoint),
+            "instruction": instruction,
+            "device": device,
+            "transport": transport,
+            **robot,
+        },
+        # Idle OpenMP threads would spin beside the control loop.
+        {**environment, "OMP_WAIT_POLICY": "passive"},
+    )
+    executor = Process(
+        "executor_node", "lightvla_ros.executor_node", {"command_type": command_type, **robot}, environment
+    )
+    return {"both": (policy, executor), "policy": (policy,), "executor": (executor,)}[parts]
 
 
 def _policy_threads() -> int:

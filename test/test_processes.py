@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from executor_fixtures import aloha_contract
 
 from lightvla_ros import processes
+from lightvla_ros.robots.description import load_robot
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,10 +55,42 @@ def test_every_executable_is_a_console_script_of_the_package(process):
     assert f'"{process.executable} = {process.module}:main"' in setup
 
 
-def test_launch_files_describe_the_same_graph():
+def replaying(robot="aloha", contract=None, **options):
+    description = load_robot(robot, "")
+    return processes.replay("bag", "c", "i", contract or aloha_contract(), description, {"robot": robot}, **options)
+
+
+def test_replay_plays_what_the_policy_listens_to_and_no_command():
+    command = replaying().player
+    topics = command[command.index("--topics") + 1 :]
+    assert topics == (
+        "/cam_high/camera/color/image_rect_raw",
+        "/follower_left/joint_states",
+        "/follower_right/joint_states",
+        "/instruction",
+    )
+    assert command[:4] == ("ros2", "bag", "play", "bag")
+
+
+def test_replay_is_the_policy_alone_in_the_players_time():
+    result = replaying()
+    assert result.policy.executable == "policy_node"
+    assert result.policy.parameters["use_sim_time"] is True
+    assert "--clock" in result.player
+    assert "--loop" not in result.player
+    assert "--loop" in replaying(loop=True).player
+
+
+def test_replay_of_compressed_images_plays_the_compressed_topics():
+    result = replaying(transport="compressed")
+    assert result.policy.parameters["transport"] == "compressed"
+    assert "/cam_high/camera/color/image_rect_raw/compressed" in result.player
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "launch").glob("*.launch.py")), ids=lambda path: path.name)
+def test_launch_files_describe_a_graph(source):
     launch = pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS 2 installation")
     assert launch is not None
-    source = ROOT / "launch" / "sim.launch.py"
     namespace: dict = {}
     exec(compile(source.read_text(), str(source), "exec"), namespace)
     assert namespace["generate_launch_description"]().entities

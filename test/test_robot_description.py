@@ -12,7 +12,7 @@ from executor_fixtures import aloha_contract, delta_contract, robot
 
 from lightvla_core.contract import Channel, Gripper, PolicyContract
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.resources import resource
+from lightvla_core.resources import resource
 from lightvla_ros.robots.description import check_contract, load_robot
 
 

@@ -5,17 +5,20 @@ Two pure functions, and thin builders of the driver's messages from what they gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.robots.description import RobotChannel
+from lightvla_ros.robots.adapter import Endpoint, States
+from lightvla_ros.robots.description import RobotChannel, RobotDescription, check_contract
+from lightvla_ros.safety import Now
 
-CommandType = Literal["joint_trajectory", "interbotix"]
+CommandType = Literal["joint_trajectory", "interbotix", "float64_multi_array"]
 COMMAND_TYPES: tuple[CommandType, ...] = get_args(CommandType)
 
 
@@ -60,8 +63,45 @@ def commands(channels: Sequence[RobotChannel], action: NDArray[np.float64]) -> t
 
 def command_topics(arms: Sequence[str], command_type: CommandType, period: float) -> tuple[CommandTopic, ...]:
     """The command topics of these arms. period: of the control loop, s, in which a commanded position is reached."""
-    make = _trajectory_topics if command_type == "joint_trajectory" else _interbotix_topics
+    make = {
+        "joint_trajectory": _trajectory_topics,
+        "interbotix": _interbotix_topics,
+        "float64_multi_array": _array_topics,
+    }[command_type]
     return make(arms, period)
+
+
+class AlohaAdapter:
+    """See adapter.RobotAdapter. command_type: auto is joint_trajectory."""
+
+    def __init__(self, contract: PolicyContract, robot: RobotDescription, command_type: str, period: float) -> None:
+        check_contract(contract, robot)
+        chosen = next((c for c in COMMAND_TYPES if command_type in (c, "auto")), None)
+        if chosen is None:
+            raise LightVLAError(
+                f"command_type {command_type} is not one of robot {robot.robot}; expected {', '.join(COMMAND_TYPES)}"
+            )
+        self.robot, self._command_type = robot, chosen
+        self._channels = robot.select(contract.action_names)
+        # The driver's groups and controllers have an order of their own, which is the description's.
+        self._order = [contract.action_names.index(name) for name in robot.names]
+        self.sources = robot.sources
+        self.set_period(period)
+        self.endpoints = tuple(Endpoint(t.topic, t.message, t.arm) for t in self._topics)
+
+    def set_period(self, period: float) -> None:
+        self._topics = command_topics(tuple(self.robot.joint_state_topics), self._command_type, period)
+
+    def reset(self) -> None:
+        """Nothing: every command says everything."""
+
+    def measure(self, states: States) -> NDArray[np.float64]:
+        return proprioception(self._channels, states)
+
+    def messages(self, command: NDArray[np.float64], states: States, now: Now) -> Iterator[tuple[str, Any]]:
+        by_arm = {c.arm: c for c in commands(self.robot.channels, command[self._order])}
+        for topic in self._topics:
+            yield topic.topic, topic.build(by_arm[topic.arm])
 
 
 def _measured(channel: RobotChannel, states: Mapping[str, Mapping[str, float]]) -> float:
@@ -130,4 +170,21 @@ def _interbotix_topics(arms: Sequence[str], period: float) -> tuple[CommandTopic
             CommandTopic(arm, f"{arm}/commands/joint_group", JointGroupCommand, arm_message),
             CommandTopic(arm, f"{arm}/commands/joint_single", JointSingleCommand, gripper_message),
         )
+    )
+
+
+def _array_topics(arms: Sequence[str], period: float) -> tuple[CommandTopic, ...]:
+    """ros2_control's forward_command_controller: numbers alone, in the order of the controller's `joints`."""
+    from std_msgs.msg import Float64MultiArray
+
+    def arm_message(command: ArmCommand) -> Any:
+        return Float64MultiArray(data=list(command.positions))
+
+    def gripper_message(command: ArmCommand) -> Any:
+        return Float64MultiArray(data=[command.gripper])
+
+    return tuple(
+        CommandTopic(arm, f"{arm}/{controller}/commands", Float64MultiArray, build)
+        for arm in arms
+        for controller, build in (("arm_controller", arm_message), ("gripper_controller", gripper_message))
     )

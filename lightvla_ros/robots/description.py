@@ -6,15 +6,15 @@ Reading and checking only; what becomes of an action vector is in the robot's ow
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
-from lightvla_core.contract import PolicyContract, Unit
+from lightvla_core.contract import ActionSpace, PolicyContract, Unit
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.resources import resource
+from lightvla_core.resources import resource
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RobotChannel:
     gripper: GripperConversion | None = None
 
     def __post_init__(self) -> None:
-        _check_finite(self.name, {k: getattr(self, k) for k in ("lower", "upper", "max_velocity", "max_step")})
+        _check_finite(self.name, {k: getattr(self, k) for k in ("lower", "upper", "max_step")})
         if not self.lower < self.upper:
             raise LightVLAError(f"{self.name}: lower {self.lower} is not below upper {self.upper}")
         for key in ("max_velocity", "max_step", "max_tracking_error"):
@@ -74,16 +74,113 @@ class RobotChannel:
             raise LightVLAError(f"{self.name}: the start pose {self.start} is outside [{self.lower}, {self.upper}]")
 
 
+SourceKind = Literal["joint_state", "pose", "tf"]
+SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
+
+
+@dataclass(frozen=True)
+class StateSource:
+    """A topic on which a robot reports its state.
+
+    kind: `joint_state` (sensor_msgs/JointState), `pose` (geometry_msgs/PoseStamped), `tf`: the pose of frame `tip` in
+        frame `base` from /tf and /tf_static
+    """
+
+    name: str
+    topic: str
+    kind: SourceKind = "joint_state"
+    base: str = ""
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class StateChannel:
+    """One number of the proprioception. source: the StateSource it comes from; start: its value at the start pose."""
+
+    name: str
+    source: str
+    start: float
+
+
+@dataclass(frozen=True)
+class EndEffectorFacts:
+    """What an end-effector robot needs beside its channels.
+
+    base_frame: of poses and of deltas in frame `base`; tool_frame: of deltas in frame `tool`
+    workspace_lower, workspace_upper: where the end effector may be, (3,) m, base frame
+    max_lead: largest distance between a pose target and the measured pose, m and rad
+    """
+
+    base_frame: str
+    tool_frame: str
+    workspace_lower: tuple[float, float, float]
+    workspace_upper: tuple[float, float, float]
+    max_lead: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.workspace_lower, self.workspace_upper, strict=True)
+        if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in pairs):
+            raise LightVLAError(f"workspace: {self.workspace_lower} is not below {self.workspace_upper}")
+        if not all(math.isfinite(lead) and lead > 0 for lead in self.max_lead):
+            raise LightVLAError(f"max_lead is {self.max_lead}, not positive numbers")
+
+
+@dataclass(frozen=True)
+class GripperAction:
+    """A gripper that is opened and closed by ROS actions. Widths m, speed m/s, force N, min_interval s.
+
+    close_below, open_above: opening (0 closed .. 1 open) where a closing, an opening begins; between them nothing does
+    epsilon: how far a grasped object's width may be from the commanded one
+    """
+
+    topic: str
+    max_width: float
+    speed: float
+    force: float
+    epsilon: float
+    close_below: float
+    open_above: float
+    min_interval: float
+
+    def __post_init__(self) -> None:
+        _check_finite("gripper", {k: v for k, v in vars(self).items() if k != "topic"})
+        if not 0.0 < self.close_below < self.open_above < 1.0:
+            raise LightVLAError(
+                f"gripper: close_below {self.close_below} and open_above {self.open_above} should be in (0, 1) and rise"
+            )
+        for key in ("max_width", "speed", "force", "epsilon"):
+            if not getattr(self, key) > 0:
+                raise LightVLAError(f"gripper: {key} is {getattr(self, key)}, not a positive number")
+
+
 @dataclass(frozen=True)
 class RobotDescription:
-    """A robot: its channels in the order of its file, joint-state topic by arm, camera topic by camera name."""
+    """A robot: its channels in the order of its file, state topics by source, camera topics by camera name.
+
+    spaces: for each action space that the robot takes, the channels that it needs, all of them; empty: joint positions
+    of all channels
+    sources, states: where proprioception comes from; empty: the channels themselves, each arm's joint states
+    """
 
     robot: str
     channels: tuple[RobotChannel, ...]
     joint_state_topics: dict[str, str]
     camera_topics: dict[str, str]
+    spaces: dict[ActionSpace, tuple[str, ...]] = field(default_factory=dict)
+    sources: tuple[StateSource, ...] = ()
+    states: tuple[StateChannel, ...] = ()
+    end_effector: EndEffectorFacts | None = None
+    gripper_action: GripperAction | None = None
 
     def __post_init__(self) -> None:
+        if not self.spaces:
+            object.__setattr__(self, "spaces", {"joint_position": tuple(c.name for c in self.channels)})
+        if not self.sources:
+            sources = tuple(StateSource(arm, topic) for arm, topic in self.joint_state_topics.items())
+            object.__setattr__(self, "sources", sources)
+        if not self.states:
+            states = tuple(StateChannel(c.name, c.arm, c.start) for c in self.channels)
+            object.__setattr__(self, "states", states)
         names = [c.name for c in self.channels]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled or not names:
@@ -103,6 +200,14 @@ class RobotDescription:
             )
         return tuple(by_name[n] for n in names)
 
+    def select_states(self, names: tuple[str, ...]) -> tuple[StateChannel, ...]:
+        """The proprioception of these names, in their order."""
+        by_name = {s.name: s for s in self.states}
+        missing = [n for n in names if n not in by_name]
+        if missing:
+            raise LightVLAError(f"robot {self.robot} has no channel {', '.join(missing)}; it has {', '.join(by_name)}")
+        return tuple(by_name[n] for n in names)
+
     def camera_topic(self, camera: str) -> str:
         if camera not in self.camera_topics:
             raise LightVLAError(
@@ -112,7 +217,10 @@ class RobotDescription:
 
 
 def load_robot(name: str, gripper: str) -> RobotDescription:
-    """Read config/robots/<name>.yaml, or the file that `name` is the path of; gripper: one of its variants."""
+    """Read config/robots/<name>.yaml, or the file that `name` is the path of.
+
+    gripper: one of its variants, or empty for the first
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else resource(f"config/robots/{name}.yaml")
     try:
         data = yaml.safe_load(path.read_text())
@@ -130,17 +238,23 @@ def check_contract(contract: PolicyContract, robot: RobotDescription) -> None:
     """Raise LightVLAError, in one sentence, unless this robot can execute this contract's actions."""
     if contract.robot != robot.robot:
         raise LightVLAError(f"the policy was trained for robot {contract.robot}, but this robot is {robot.robot}")
-    if contract.action_space != "joint_position":
+    if contract.action_space not in robot.spaces:
         raise LightVLAError(
-            f"robot {robot.robot} takes joint positions, but the policy's action space is {contract.action_space}"
+            f"robot {robot.robot} takes {' or '.join(robot.spaces)} actions, not the policy's {contract.action_space}"
         )
-    missing = [n for n in robot.names if n not in contract.action_names]
+    needed = robot.spaces[contract.action_space]
+    missing = [n for n in needed if n not in contract.action_names]
     if missing:
         raise LightVLAError(
             f"the policy has {len(contract.actions)} actions and none for {', '.join(missing)}; robot "
-            f"{robot.robot} has {len(robot.names)} channels and every one needs an action"
+            f"{robot.robot} has {len(needed)} channels for {contract.action_space} and every one needs an action"
         )
-    robot.select(contract.proprio_names)
+    foreign = [n for n in contract.action_names if n not in needed]
+    if foreign:
+        raise LightVLAError(f"robot {robot.robot} has no channel {', '.join(foreign)}; it has {', '.join(needed)}")
+    robot.select_states(contract.proprio_names)
+    if robot.end_effector is not None:
+        return
     for channel, known in zip(contract.actions, robot.select(contract.action_names), strict=True):
         if channel.unit != known.unit:
             raise LightVLAError(
@@ -161,6 +275,9 @@ class _Fields:
         if not isinstance(data, dict):
             raise LightVLAError(f"{where} should be a mapping, but is {type(data).__name__}")
         self._data, self._where = dict(data), where
+
+    def has(self, key: str) -> bool:
+        return key in self._data
 
     def text(self, key: str) -> str:
         return str(self._take(key, str))
@@ -197,6 +314,11 @@ _JOINT_KEYS = ("lower", "upper", "max_velocity", "max_step", "max_tracking_error
 
 
 def _parse(data: _Fields, variant: str) -> RobotDescription:
+    """One of two kinds of file: arms that are all alike, or one arm with an end effector."""
+    return _parse_end_effector_robot(data, variant) if data.has("end_effector") else _parse_arms(data, variant)
+
+
+def _parse_arms(data: _Fields, variant: str) -> RobotDescription:
     robot, joint_states = data.text("robot"), data.text("joint_states")
     arms = [(arm.text("prefix"), arm.text("namespace")) for arm in map(_arm, data.items("arms"))]
     joints = [_Fields(joint, "a joint") for joint in data.items("joints")]
@@ -232,6 +354,7 @@ def _joint_channel(prefix: str, arm: str, template: dict[str, Any]) -> RobotChan
 
 def _gripper(data: _Fields, variant: str) -> Any:
     variants = data.mapping("variants")
+    variant = variant or next(iter(variants), "")
     if variant not in variants:
         raise LightVLAError(f"there is no gripper {variant!r}; there are {', '.join(variants)}")
     fields = _Fields(variants[variant], f"gripper {variant}")
@@ -249,6 +372,108 @@ def _gripper(data: _Fields, variant: str) -> Any:
         )  # fmt: skip
 
     return channel
+
+
+_EEF = ("x", "y", "z", "rx", "ry", "rz")
+
+
+def _parse_end_effector_robot(data: _Fields, variant: str) -> RobotDescription:
+    """One arm that takes joint positions or end-effector velocities, with a gripper driven by actions."""
+    robot = data.text("robot")
+    frames = {key: data.text(key) for key in ("base_frame", "tool_frame")}
+    sources = tuple(_source(str(name), fields, frames) for name, fields in data.mapping("sources").items())
+    joints = tuple(_arm_joint(_Fields(joint, "a joint")) for joint in data.items("joints"))
+    end_effector, facts = _end_effector(data.fields("end_effector"), frames)
+    gripper, action = _gripper_by_action(data.fields("gripper"), variant)
+    states = tuple(_state(_Fields(state, "a state")) for state in data.items("states"))
+    cameras = {str(name): str(topic) for name, topic in data.mapping("cameras").items()}
+    data.end()
+    return RobotDescription(
+        robot=robot,
+        channels=(*joints, *end_effector, gripper),
+        joint_state_topics={s.name: s.topic for s in sources if s.kind == "joint_state"},
+        camera_topics=cameras,
+        spaces={
+            "joint_position": (*(c.name for c in joints), gripper.name),
+            "eef_delta": (*(c.name for c in end_effector), gripper.name),
+        },
+        sources=sources,
+        states=states,
+        end_effector=facts,
+        gripper_action=action,
+    )
+
+
+def _source(name: str, value: Any, frames: dict[str, str]) -> StateSource:
+    fields = _Fields(value, f"source {name}")
+    topic, kind = fields.text("topic"), fields.text("kind")
+    fields.end()
+    if kind not in SOURCE_KINDS:
+        raise LightVLAError(f"source {name}: kind is {kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
+    return StateSource(name, topic, kind, frames["base_frame"], frames["tool_frame"])
+
+
+def _arm_joint(fields: _Fields) -> RobotChannel:
+    name, joint, start = fields.text("name"), fields.text("joint"), fields.number("start")
+    limits: dict[str, Any] = {key: fields.number(key) for key in _JOINT_KEYS}
+    fields.end()
+    return RobotChannel(name=name, unit="rad", arm="arm", joint=joint, state_joint=joint, start=start, **limits)
+
+
+def _end_effector(fields: _Fields, frames: dict[str, str]) -> tuple[tuple[RobotChannel, ...], EndEffectorFacts]:
+    """Velocities are the channels: position limits are speeds, and limits of change are accelerations."""
+    speed = (fields.number("max_linear_speed"), fields.number("max_angular_speed"))
+    acceleration = (fields.number("max_linear_acceleration"), fields.number("max_angular_acceleration"))
+    workspace = fields.fields("workspace")
+    lower, upper = (_three(workspace.items(key)) for key in ("lower", "upper"))
+    workspace.end()
+    lead = (fields.number("max_linear_lead"), fields.number("max_angular_lead"))
+    fields.end()
+    channels = tuple(
+        RobotChannel(
+            name=f"eef_{axis}", unit="m" if i < 3 else "rad", arm="end_effector", joint=axis, state_joint=axis,
+            lower=-speed[i // 3], upper=speed[i // 3], max_velocity=acceleration[i // 3], max_step=speed[i // 3],
+            start=0.0,
+        )
+        for i, axis in enumerate(_EEF)
+    )  # fmt: skip
+    return channels, EndEffectorFacts(**frames, workspace_lower=lower, workspace_upper=upper, max_lead=lead)
+
+
+def _three(values: list[Any]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise LightVLAError(f"expected three numbers (x, y, z), but got {values}")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _gripper_by_action(data: _Fields, variant: str) -> tuple[RobotChannel, GripperAction]:
+    variants = data.mapping("variants")
+    variant = variant or next(iter(variants), "")
+    if variant not in variants:
+        raise LightVLAError(f"there is no gripper {variant!r}; there are {', '.join(variants)}")
+    chosen = _Fields(variants[variant], f"gripper {variant}")
+    topic, joint = chosen.text("topic"), chosen.text("joint")
+    numbers = {
+        key: chosen.number(key)
+        for key in ("max_width", "speed", "force", "epsilon", "close_below", "open_above", "min_interval")
+    }
+    chosen.end()
+    data.end()
+    action = GripperAction(topic, **numbers)
+    # The two fingers move alike, so a finger's joint is half the width. No motor: the driver takes widths.
+    half = action.max_width / 2
+    conversion = GripperConversion(finger_closed=0.0, finger_open=half, motor_closed=0.0, motor_open=action.max_width)
+    channel = RobotChannel(
+        name="gripper", unit="normalized", arm="fingers", joint="gripper", state_joint=joint, lower=0.0, upper=1.0,
+        max_velocity=math.inf, max_step=1.0, start=1.0, gripper=conversion,
+    )  # fmt: skip
+    return channel, action
+
+
+def _state(fields: _Fields) -> StateChannel:
+    state = StateChannel(fields.text("name"), fields.text("source"), fields.number("start"))
+    fields.end()
+    return state
 
 
 def _check_finite(what: str, values: dict[str, float]) -> None:

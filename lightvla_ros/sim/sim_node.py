@@ -1,6 +1,6 @@
-"""The node `sim`: the simulated ALOHA on the Interbotix driver's topics.
+"""The node `sim`: a simulated robot on its driver's topics.
 
-Threads, messages and pacing live here; physics, units and names live in aloha, pictures in renderer.
+Threads, images and pacing live here; topics and units in drivers, physics in aloha and franka, pictures in renderer.
 """
 
 from __future__ import annotations
@@ -27,33 +27,28 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from lightvla_ros.sim.pacing import Pacer
 
 try:
-    from lightvla_ros.sim.aloha import ARM_JOINTS, ARMS, JOINT_NAMES, JointReading, SimulatedAloha, scene_camera
+    from lightvla_ros.sim.drivers import DRIVERS, Inputs
     from lightvla_ros.sim.renderer import CameraRenderer, camera_id
 except LightVLAError as error:
     print(error, file=sys.stderr)
     raise SystemExit(2) from None
 
-try:
-    from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-except ImportError:  # only in an Interbotix workspace; the trajectory topics serve everywhere
-    JointGroupCommand = JointSingleCommand = None
-
-STATE_RATE = 100.0  # Hz, the Interbotix driver's
+STATE_RATE = 100.0  # Hz, the Interbotix driver's; franka_ros2's is 1000
 _MAX_SEED = 2**31 - 1
 _SLOW = 0.95
 _RELIABLE_DEPTH = 10
 _STOP_POLL = 0.05
 
 PARAMETERS = (
+    Parameter("robot", "aloha", "which robot is simulated", choices=tuple(DRIVERS)),
     Parameter("cameras", ["cam_high", "cam_left_wrist"], "cameras to render; the ALOHA has cam_high, cam_left_wrist, "
-              "cam_right_wrist, and the scene a few more views such as `angle`"),
+              "cam_right_wrist, and the scene a few more views such as `angle`; the Franka has third_person, wrist"),
     Parameter("image_height", 112, "height of every image, px", 16, 1080),
     Parameter("image_width", 112, "width of every image, px", 16, 1920),
     Parameter("camera_rate", 15.0, "images of each camera per simulated second, Hz", 0.1, 60.0),
@@ -76,6 +71,7 @@ class Frame:
 class CameraThread(threading.Thread):
     """Renders the newest frame it was offered, on its own thread and GL context, and hands the images on.
 
+    scene_camera: the scene's name of a camera
     show: called on this thread with camera name, RGB uint8 (height, width, 3) and stamp, ns
     """
 
@@ -84,10 +80,12 @@ class CameraThread(threading.Thread):
         model: Any,
         cameras: Sequence[str],
         size: tuple[int, int],
+        scene_camera: Callable[[str], str],
         show: Callable[[str, NDArray[np.uint8], int], None],
     ) -> None:
         super().__init__(name="cameras", daemon=True)
         self._model, self._cameras, self._size, self._show = model, cameras, size, show
+        self._scene_camera = scene_camera
         self._changed = threading.Condition()
         self._frame: Frame | None = None
         self._busy = self._stopping = False
@@ -136,7 +134,7 @@ class CameraThread(threading.Thread):
     def _render_until_stopped(self) -> None:
 
         for camera in self._cameras:
-            camera_id(self._model, scene_camera(camera))
+            camera_id(self._model, self._scene_camera(camera))
         renderer = CameraRenderer(self._model, *self._size)
         self.backend = renderer.backend
         self._ready.set()
@@ -144,7 +142,7 @@ class CameraThread(threading.Thread):
             while (frame := self._next()) is not None:
                 for camera in self._cameras:
                     began = time.monotonic()
-                    image = renderer.render(scene_camera(camera), *self._size, frame.qpos)
+                    image = renderer.render(self._scene_camera(camera), *self._size, frame.qpos)
                     self.seconds += time.monotonic() - began
                     self.rendered += 1
                     self._show(camera, image, frame.stamp)
@@ -163,7 +161,7 @@ class CameraThread(threading.Thread):
 
 
 class SimNode(Node):
-    """Publishes joint states, images, /clock and diagnostics; takes trajectory and Interbotix commands; ~/reset.
+    """Publishes states, images, /clock and diagnostics; takes what the robot's driver takes; ~/reset.
 
     The physics runs on a thread of its own with absolute deadlines, one tick a joint state; commands and resets come
     from the executor's thread, under one lock. Raises LightVLAError when it cannot start.
@@ -174,7 +172,8 @@ class SimNode(Node):
         values = self._declare()
         self._follows_clock = values["pace"] == "clock"
 
-        self._sim = SimulatedAloha(self._draw_seed())
+        self._driver = DRIVERS[values["robot"]](self._draw_seed())
+        self._sim = self._driver.sim
         self._steps = round(1.0 / STATE_RATE / self._sim.timestep)
         self._frame_period = 1.0 / float(values["camera_rate"])
         self._next_frame = self._frame_period
@@ -183,14 +182,16 @@ class SimNode(Node):
         self._failure: Exception | None = None
         # Never the node's own clock: with use_sim_time that would follow the /clock published here.
         self._system = Clock(clock_type=ClockType.SYSTEM_TIME)
-        self._refused: dict[str, str] = {}
         self._warned_slow = False
         self._create_publishers(values["cameras"])
         size = (values["image_height"], values["image_width"])
-        self._cameras = CameraThread(self._sim.model, values["cameras"], size, self._publish_image)
+        self._cameras = CameraThread(
+            self._sim.model, values["cameras"], size, self._driver.scene_camera, self._publish_image
+        )
         self._cameras.start_and_wait()
         self._started: int = self._system.now().nanoseconds
-        self._create_inputs()
+        self._driver.connect(self, Inputs(self, self._lock, self._now))
+        self.create_service(Trigger, "~/reset", self._reset)
         self._pacer = Pacer(1.0 / STATE_RATE, time.monotonic())
         self._physics = threading.Thread(target=self._run_physics, name="physics", daemon=True)
         self._physics.start()
@@ -220,80 +221,11 @@ class SimNode(Node):
 
     def _create_publishers(self, cameras: Sequence[str]) -> None:
 
-        self._clock = self.create_publisher(ClockMessage, "/clock", _RELIABLE_DEPTH)
+        self._clock_publisher = self.create_publisher(ClockMessage, "/clock", _RELIABLE_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", _RELIABLE_DEPTH)
-        self._states = {arm: self.create_publisher(JointState, f"{arm}/joint_states", _RELIABLE_DEPTH) for arm in ARMS}
         self._images = {
-            camera: self.create_publisher(Image, f"{camera}/camera/color/image_rect_raw", NEWEST_QOS)
-            for camera in cameras
+            camera: self.create_publisher(Image, self._driver.camera_topic(camera), NEWEST_QOS) for camera in cameras
         }
-
-    def _create_inputs(self) -> None:
-        for arm in self._states:
-            self._take(JointTrajectory, f"{arm}/arm_controller/joint_trajectory", self._arm_trajectory, arm)
-            self._take(JointTrajectory, f"{arm}/gripper_controller/joint_trajectory", self._gripper_trajectory, arm)
-            if JointGroupCommand is not None:
-                self._take(JointGroupCommand, f"{arm}/commands/joint_group", self._joint_group, arm)
-                self._take(JointSingleCommand, f"{arm}/commands/joint_single", self._joint_single, arm)
-        self.create_service(Trigger, "~/reset", self._reset)
-
-    def _take(self, kind: Any, topic: str, command: Callable[[str, Any], None], arm: str) -> None:
-        """Subscribe; a refused command is logged when the reason is new on this topic, and changes nothing."""
-
-        def on_message(message: Any) -> None:
-            try:
-                with self._lock:
-                    command(arm, message)
-            except LightVLAError as error:
-                if self._refused.get(topic) != str(error):
-                    self.get_logger().error(f"refused a command on {topic}: {error}")
-                self._refused[topic] = str(error)
-            else:
-                self._refused.pop(topic, None)
-
-        self.create_subscription(kind, topic, on_message, NEWEST_QOS)
-
-    def _arm_trajectory(self, arm: str, message: Any) -> None:
-        positions, duration = self._last_point(message)
-        self._sim.command_arm(arm, message.joint_names, positions, duration)
-
-    def _gripper_trajectory(self, arm: str, message: Any) -> None:
-        positions, duration = self._last_point(message)
-        if list(message.joint_names) != ["gripper"] or len(positions) != 1:
-            raise LightVLAError(
-                f"gripper trajectory has {len(positions)} positions for the joints {list(message.joint_names)}, "
-                "expected one for the joint gripper"
-            )
-        self._sim.command_gripper(arm, positions[0], duration)
-
-    def _joint_group(self, arm: str, message: Any) -> None:
-
-        if message.name != "arm":
-            raise LightVLAError(f"joint group is {message.name!r}, expected 'arm'")
-        self._sim.command_arm(arm, ARM_JOINTS, list(message.cmd))
-
-    def _joint_single(self, arm: str, message: Any) -> None:
-        if message.name != "gripper":
-            raise LightVLAError(f"single joint is {message.name!r}, expected 'gripper'")
-        self._sim.command_gripper(arm, message.cmd)
-
-    def _last_point(self, message: Any) -> tuple[list[float], float]:
-        """Positions of a trajectory's last point, and the time left to reach it, s.
-
-        As joint_trajectory_controller has it: stamp 0 starts now, and an end in the past is refused.
-        """
-        if not message.points:
-            raise LightVLAError("trajectory has no points, expected at least one")
-        point = message.points[-1]
-        duration = point.time_from_start.sec + point.time_from_start.nanosec * 1e-9
-        start = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-        if start:
-            duration += (start - self._now()) * 1e-9
-            if duration < 0.0:
-                raise LightVLAError(
-                    f"trajectory ended {-duration:.3f} s ago, expected an end in the future (or stamp 0)"
-                )
-        return list(point.positions), duration
 
     def _reset(self, request: Any, response: Any) -> Any:
         seed = self._draw_seed()
@@ -327,11 +259,10 @@ class SimNode(Node):
         with self._lock:
             self._sim.step(self._steps)
             stamp = self._now()
-            readings = {arm: self._sim.joint_reading(arm) for arm in self._states}
+            readings = self._driver.readings()
             frame = Frame(self._sim.snapshot(), stamp) if self._frame_is_due() else None
-        self._clock.publish(ClockMessage(clock=_time(stamp)))
-        for arm, reading in readings.items():
-            self._publish_state(arm, reading, stamp)
+        self._clock_publisher.publish(ClockMessage(clock=_time(stamp)))
+        self._driver.publish(readings, _time(stamp))
         if frame is None:
             return
         while self._follows_clock and not self._cameras.idle(_STOP_POLL) and not self._stopping.is_set():
@@ -344,14 +275,6 @@ class SimNode(Node):
             return False
         self._next_frame += self._frame_period
         return True
-
-    def _publish_state(self, arm: str, reading: JointReading, stamp: int) -> None:
-
-        message = JointState(name=list(JOINT_NAMES))
-        message.header.stamp = _time(stamp)
-        message.position, message.velocity = reading.position.tolist(), reading.velocity.tolist()
-        message.effort = reading.effort.tolist()
-        self._states[arm].publish(message)
 
     def _publish_image(self, camera: str, image: NDArray[np.uint8], stamp: int) -> None:
         height, width, channels = image.shape
@@ -383,7 +306,7 @@ class SimNode(Node):
         }
         level = DiagnosticStatus.WARN if slow else DiagnosticStatus.OK
         message = "slower than real time" if slow else "keeps up with real time"
-        array = DiagnosticArray(status=[diagnostic_status("sim: simulated ALOHA", values, message, level)])
+        array = DiagnosticArray(status=[diagnostic_status(f"sim: {self._driver.title}", values, message, level)])
         array.header.stamp = _time(self._now())
         self._diagnostics.publish(array)
 

@@ -1,0 +1,94 @@
+"""What the launch files share: processes as lifecycle nodes, their arguments, and their start. Only launch imports it.
+
+Which process starts with which parameters is in processes.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler, TimerAction
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+from launch import LaunchContext
+from lightvla_ros.processes import Process
+
+_RETRY = 2.0  # s
+
+
+def common_arguments() -> list[Any]:
+    return [
+        DeclareLaunchArgument("checkpoint", description="Checkpoint folder."),
+        DeclareLaunchArgument("instruction", default_value="", description="Empty: wait for the topic `instruction`."),
+        DeclareLaunchArgument("device", default_value="cuda", description="Where the policy runs: cpu, cuda, cuda:N."),
+        DeclareLaunchArgument("transport", default_value="raw", choices=["raw", "compressed"]),
+        DeclareLaunchArgument(
+            "parts",
+            default_value="both",
+            choices=["both", "policy", "executor"],
+            description="Of two machines: policy where the GPU is, executor where the arm is.",
+        ),
+        DeclareLaunchArgument(
+            "autostart", default_value="true", choices=["true", "false"], description="Configure and activate."
+        ),
+    ]
+
+
+def text(context: LaunchContext, name: str) -> str:
+    return str(LaunchConfiguration(name).perform(context))
+
+
+def common_values(context: LaunchContext) -> dict[str, Any]:
+    names = ("checkpoint", "instruction", "device", "transport", "parts", "command_type")
+    return {name: text(context, name) for name in names}
+
+
+def lifecycle_nodes(processes: Sequence[Process], autostart: bool, then: Sequence[Any] = ()) -> list[Any]:
+    """The nodes in the order of the processes; with autostart each is configured when the one before is active.
+
+    then: what starts when the last one is active
+    The executor's configuration needs the policy's contract, so the policy comes first. Nothing is ever armed here.
+    """
+    nodes = [_node(process) for process in processes]
+    if not autostart:
+        return list(nodes)
+    # An executor alone finds no contract until the policy's machine is heard, so it asks again.
+    again = TimerAction(period=_RETRY, actions=[_change(nodes[0], Transition.TRANSITION_CONFIGURE)])
+    alone = len(nodes) == 1 and processes[0].executable == "executor_node"
+    actions = [_when(nodes[0], "configuring", "unconfigured", [again])] if alone else []
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        actions.append(_when(node, "configuring", "inactive", [_change(node, Transition.TRANSITION_ACTIVATE)]))
+        if following is not None:
+            configure = [_change(following, Transition.TRANSITION_CONFIGURE)]
+            actions.append(_when(node, "activating", "active", configure))
+    if then:
+        actions.append(_when(nodes[-1], "activating", "active", list(then)))
+    # Handlers stand before what they listen to.
+    return [*actions, *nodes, _change(nodes[0], Transition.TRANSITION_CONFIGURE)]
+
+
+def _node(process: Process) -> Any:
+    return LifecycleNode(
+        package="lightvla_ros",
+        executable=process.executable,
+        name=process.executable.removesuffix("_node"),
+        namespace="",
+        parameters=[dict(process.parameters)],
+        additional_env=dict(process.environment),
+        output="screen",
+    )
+
+
+def _when(node: Any, begun: str, reached: str, entities: list[Any]) -> Any:
+    handler = OnStateTransition(target_lifecycle_node=node, start_state=begun, goal_state=reached, entities=entities)
+    return RegisterEventHandler(handler)
+
+
+def _change(node: Any, transition: int) -> Any:
+    return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))

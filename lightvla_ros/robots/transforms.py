@@ -1,0 +1,65 @@
+"""A chain of transforms from one frame to another, from what /tf and /tf_static carry. Pure; tf2 is not needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightvla_core.errors import LightVLAError
+from lightvla_ros.robots.rotations import Pose, matrix
+
+# A transform that is older than the one before by more than this is of a clock that jumped back, s.
+_REORDERED = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One transform: the pose of a frame in its parent. stamp: s, infinite where it is static."""
+
+    parent: str
+    pose: Pose
+    stamp: float
+
+
+@dataclass(frozen=True, eq=False)
+class StampedPose:
+    """stamp: of the oldest moving link of the chain, s"""
+
+    pose: Pose
+    stamp: float
+
+
+class TransformTree:
+    """The newest transform of every frame. Only frames below each other are looked up: base to tool of one arm."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+
+    def put(self, child: str, link: Link) -> None:
+        """Keep a transform, unless a slightly later one is there: messages change places, and clocks jump back."""
+        known = self._links.get(child)
+        if known is None or not 0.0 < known.stamp - link.stamp < _REORDERED:
+            self._links[child] = link
+
+    def put_message(self, message: Any, static: bool) -> None:
+        """tf2_msgs/TFMessage; raises LightVLAError where a rotation is no rotation."""
+        for item in message.transforms:
+            stamp = math.inf if static else item.header.stamp.sec + item.header.stamp.nanosec * 1e-9
+            t, q = item.transform.translation, item.transform.rotation
+            pose = Pose(np.array([t.x, t.y, t.z]), matrix(np.array([q.x, q.y, q.z, q.w])))
+            self.put(item.child_frame_id.lstrip("/"), Link(item.header.frame_id.lstrip("/"), pose, stamp))
+
+    def lookup(self, base: str, tip: str) -> StampedPose:
+        """The pose of `tip` in `base`. Raises LightVLAError where no chain connects them yet."""
+        pose, stamp, frame = Pose(np.zeros(3), np.eye(3)), math.inf, tip
+        for _ in range(len(self._links) + 1):
+            if frame == base:
+                return StampedPose(pose, stamp)
+            if frame not in self._links:
+                break
+            link = self._links[frame]
+            pose, stamp, frame = link.pose.then(pose), min(stamp, link.stamp), link.parent
+        raise LightVLAError(f"tf has no chain from {base} down to {tip}; it ends at {frame}")

@@ -1,0 +1,259 @@
+"""Both robots in the drivers' own message types, over DDS: the executor's commands, and Franka's graph closed loop.
+
+The types are generated (test/interfaces); where they are not importable, the tests run in a process that has them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightvla_ros import processes
+
+if importlib.util.find_spec("franka_msgs") is None:
+
+    @pytest.mark.timeout(900)
+    def test_all_of_this_file_with_the_drivers_messages(driver_messages: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "pytest", "-x", "--no-header", __file__]
+        result = subprocess.run(command, env=driver_messages, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout[-6000:] + result.stderr[:3000]
+
+else:
+    import rclpy
+    from executor_fixtures import START, aloha_contract, chunk, joint_positions
+    from geometry_msgs.msg import PoseStamped, TransformStamped, TwistStamped
+    from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
+    from lifecycle_msgs.srv import ChangeState
+    from rclpy.context import Context
+    from rclpy.executors import SingleThreadedExecutor
+    from sensor_msgs.msg import JointState
+    from std_msgs.msg import Float64MultiArray, String
+    from std_srvs.srv import Trigger
+    from tf2_msgs.msg import TFMessage
+    from trajectory_msgs.msg import JointTrajectory
+
+    from lightvla_core.presets import write_tiny
+    from lightvla_ros.chunk_message import to_message
+    from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
+
+    PATIENCE = 40.0
+
+    class Bench:
+        """A node beside the processes under test, which end with it."""
+
+        def __init__(self, domain: int, logs: Path) -> None:
+            self.context = Context()
+            rclpy.init(context=self.context, domain_id=domain)
+            self.node = rclpy.create_node("bench", context=self.context)
+            self.executor = SingleThreadedExecutor(context=self.context)
+            self.executor.add_node(self.node)
+            self.state, self._logs, self._running = "", logs, list[subprocess.Popen[bytes]]()
+            self.node.create_subscription(String, "executor/state", self._on_state, LATCHED_QOS)
+
+        def _on_state(self, message: Any) -> None:
+            self.state = message.data
+
+        def start(self, module: str, *parameters: str) -> None:
+            words = [word for parameter in parameters for word in ("-p", parameter)]
+            command = [sys.executable, "-m", module, "--ros-args", *words]
+            environment = {**os.environ, **processes.transport_environment()}
+            with (self._logs / module).open("wb") as log:
+                self._running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+
+        def logs(self) -> str:
+            return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in self._logs.iterdir())
+
+        def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+            end = time.monotonic() + seconds
+            while not condition():
+                assert time.monotonic() < end, f"waited in vain; {self.logs()}"
+                self.executor.spin_once(timeout_sec=0.02)
+
+        def keep(self, kind: Any, topic: str) -> list[Any]:
+            received: list[Any] = []
+            self.node.create_subscription(kind, topic, received.append, SENSOR_QOS)
+            return received
+
+        def call(self, kind: Any, service: str, request: Any) -> Any:
+            client = self.node.create_client(kind, service)
+            self.until(client.service_is_ready)
+            future = client.call_async(request)
+            self.until(future.done)
+            self.node.destroy_client(client)
+            return future.result()
+
+        def change(self, node: str, transition: int) -> bool:
+            request = ChangeState.Request()
+            request.transition.id = transition
+            return bool(self.call(ChangeState, f"{node}/change_state", request).success)
+
+        def trigger(self, service: str) -> tuple[bool, str]:
+            response = self.call(Trigger, f"executor/{service}", Trigger.Request())
+            return response.success, response.message
+
+        def close(self) -> None:
+            for process in self._running:
+                process.kill()
+                process.wait()
+            self.executor.shutdown()
+            self.node.destroy_node()
+            self.context.try_shutdown()
+
+    @pytest.fixture
+    def bench(ros_domain: int, tmp_path: Path) -> Iterator[Bench]:
+        logs = tmp_path / "logs"
+        logs.mkdir()
+        bench = Bench(ros_domain, logs)
+        yield bench
+        bench.close()
+
+    def feed_aloha(bench: Bench) -> None:
+        """Contract, instruction and joint states of a standing ALOHA."""
+        contract = bench.node.create_publisher(String, "policy/contract", LATCHED_QOS)
+        contract.publish(String(data=aloha_contract().to_json()))
+        arms = [bench.node.create_publisher(JointState, f"follower_{s}/joint_states", 1) for s in ("left", "right")]
+
+        def publish() -> None:
+            for arm in arms:
+                positions = joint_positions(offset=0.02)
+                message = JointState(name=list(positions), position=list(positions.values()))
+                message.header.stamp = bench.node.get_clock().now().to_msg()
+                arm.publish(message)
+
+        bench.node.create_timer(0.02, publish)
+
+    def send_chunks(bench: Bench) -> None:
+        publisher = bench.node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST_QOS)
+        goal = START.copy()
+        goal[6] = 0.0
+        sequence = iter(range(10**6))
+
+        def publish() -> None:
+            stamp = bench.node.get_clock().now().nanoseconds * 1e-9
+            publisher.publish(to_message(chunk(aloha_contract(), goal, stamp, next(sequence))))
+
+        bench.node.create_timer(0.2, publish)
+
+    @pytest.mark.parametrize(
+        ("command_type", "arm_topic", "gripper_topic", "arm_type", "gripper_type"),
+        [
+            ("interbotix", "commands/joint_group", "commands/joint_single", JointGroupCommand, JointSingleCommand),
+            (
+                "float64_multi_array",
+                "arm_controller/commands",
+                "gripper_controller/commands",
+                Float64MultiArray,
+                Float64MultiArray,
+            ),
+        ],
+    )
+    def test_aloha_commands_in_the_drivers_types(
+        bench: Bench, command_type: str, arm_topic: str, gripper_topic: str, arm_type: Any, gripper_type: Any
+    ) -> None:
+        bench.start("lightvla_ros.executor_node", f"command_type:={command_type}", "real_time_priority:=0")
+        arms = bench.keep(arm_type, f"follower_left/{arm_topic}")
+        closing, staying = (bench.keep(gripper_type, f"follower_{s}/{gripper_topic}") for s in ("left", "right"))
+        feed_aloha(bench)
+        bench.until(lambda: bench.change("executor", 1))
+        assert bench.change("executor", 3)
+        bench.until(lambda: bench.trigger("arm")[0])
+        send_chunks(bench)
+        bench.until(lambda: len(arms) > 20 and len(staying) > 20)
+
+        def motor(message: Any) -> float:
+            return float(message.cmd if command_type == "interbotix" else message.data[0])
+
+        bench.until(lambda: abs((arms[-1].cmd if command_type == "interbotix" else arms[-1].data)[1] + 0.96) < 1e-3)
+        bench.until(lambda: abs(motor(closing[-1]) + 0.6213) < 1e-3)
+        assert motor(staying[-1]) == pytest.approx(1.4910, abs=1e-3)
+        if command_type == "interbotix":
+            assert (arms[-1].name, staying[-1].name) == ("arm", "gripper")
+
+    def test_aloha_moves_to_the_start_pose_slowly_and_on_request_only(bench: Bench) -> None:
+        bench.start("lightvla_ros.executor_node", "command_type:=interbotix", "real_time_priority:=0")
+        arms = bench.keep(JointGroupCommand, "follower_left/commands/joint_group")
+        feed_aloha(bench)
+        bench.until(lambda: bench.change("executor", 1))
+        assert bench.change("executor", 3)
+        assert arms == []
+        bench.until(lambda: bench.trigger("move_to_start")[0])
+        bench.until(lambda: bench.state == "disarmed" and len(arms) > 1 and abs(arms[-1].cmd[0]) < 1e-3)
+        waist = np.array([a.cmd[0] for a in arms])
+        assert np.abs(np.diff(waist)).max() <= 0.3 * 0.04 * 1.5
+
+    def bring_up_franka(bench: Bench, checkpoint: Path, *executor: str, policy: str = "torch_threads:=1") -> None:
+        bench.start(
+            "lightvla_ros.sim.sim_node",
+            "robot:=franka",
+            "cameras:=[third_person, wrist]",
+            "camera_rate:=20.0",
+            "seed:=1",
+        )
+        bench.start(
+            "lightvla_ros.policy_node", "robot:=franka", f"checkpoint:={checkpoint}", "instruction:=pick up the cube",
+            "max_age:=2.0", "max_skew:=1.0", policy,
+        )  # fmt: skip
+        bench.start(
+            "lightvla_ros.executor_node", "robot:=franka", "real_time_priority:=0", "state_timeout:=2.0",
+            "starvation_timeout:=10.0", *executor,
+        )  # fmt: skip
+        bench.until(lambda: bench.change("policy", 1), 90.0)
+        bench.until(lambda: bench.change("executor", 1))
+        assert bench.change("executor", 3)
+        assert bench.change("policy", 3)
+
+    def test_franka_closed_loop_by_twists_and_gripper_actions(bench: Bench, tmp_path: Path) -> None:
+        checkpoint = write_tiny(tmp_path / "tiny", robot="franka")
+        twists = bench.keep(TwistStamped, "servo_node/delta_twist_cmds")
+        poses = bench.keep(PoseStamped, "franka_robot_state_broadcaster/current_pose")
+        fingers = bench.keep(JointState, "franka_gripper/joint_states")
+        bring_up_franka(bench, checkpoint)
+        assert twists == []
+        bench.until(lambda: bench.trigger("arm")[0])
+        before = poses[-1].pose.position.x, poses[-1].pose.position.y, poses[-1].pose.position.z
+        bench.until(lambda: len(twists) > 60)
+        linear = np.array([[t.twist.linear.x, t.twist.linear.y, t.twist.linear.z] for t in twists])
+        assert {t.header.frame_id for t in twists} == {"fr3_link0"}
+        assert np.abs(linear).max() <= 0.3 + 1e-9
+        assert np.abs(linear).max() > 0.0
+        position = poses[-1].pose.position
+        assert np.linalg.norm(np.subtract(before, (position.x, position.y, position.z))) > 0.005
+        assert len(fingers) > 0
+        assert bench.trigger("estop")[0]
+        assert bench.state.startswith("stopped: emergency stop")
+        count = len(twists)
+        bench.until(lambda: len(twists) > count + 5)
+        assert [twists[-1].twist.linear.x, twists[-1].twist.angular.z] == [0.0, 0.0]
+
+    def test_franka_pose_targets_from_tf(bench: Bench, tmp_path: Path) -> None:
+        checkpoint = write_tiny(tmp_path / "tiny", robot="franka")
+        targets = bench.keep(PoseStamped, "servo_node/pose_target_cmds")
+        transforms = bench.node.create_publisher(TFMessage, "/tf", 100)
+        static = bench.node.create_publisher(TFMessage, "/tf_static", LATCHED_QOS)
+
+        def relay(message: Any) -> None:
+            item = TransformStamped(header=message.header, child_frame_id="fr3_hand")
+            translation, position = item.transform.translation, message.pose.position
+            translation.x, translation.y, translation.z = position.x, position.y, position.z
+            item.transform.rotation = message.pose.orientation
+            transforms.publish(TFMessage(transforms=[item]))
+
+        tool = TransformStamped(child_frame_id="fr3_hand_tcp")
+        tool.header.frame_id = "fr3_hand"
+        static.publish(TFMessage(transforms=[tool]))
+        bench.node.create_subscription(PoseStamped, "franka_robot_state_broadcaster/current_pose", relay, SENSOR_QOS)
+        bring_up_franka(bench, checkpoint, "pose_source:=tf", "command_type:=pose", policy="pose_source:=tf")
+        bench.until(lambda: bench.trigger("arm")[0])
+        bench.until(lambda: len(targets) > 20)
+        assert targets[-1].header.frame_id == "fr3_link0"
+        target = targets[-1].pose.position
+        assert np.linalg.norm(np.subtract((target.x, target.y, target.z), (0.307, 0.0, 0.487))) < 0.3

@@ -1,0 +1,243 @@
+"""Franka: limits in the contract's units, proprioception, twists, pose targets and the workspace."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, PolicyContract
+from lightvla_core.errors import LightVLAError
+from lightvla_core.resources import resource
+from lightvla_ros.robots.description import GripperAction, check_contract, load_robot
+from lightvla_ros.robots.franka import (
+    PoseTarget,
+    description_for,
+    in_base,
+    proprioception,
+    within_workspace,
+)
+from lightvla_ros.robots.gripper import GripperEdges, opening_of, value_of_opening
+from lightvla_ros.robots.rotations import Pose, axis_angle, matrix, quaternion, rotation_of, turn
+
+ROBOT = load_robot("franka", "")
+EEF = ("eef_x", "eef_y", "eef_z", "eef_rx", "eef_ry", "eef_rz")
+FACTS = ROBOT.end_effector
+assert FACTS is not None
+STATES = {
+    "arm": {f"fr3_joint{i}": i / 10 for i in range(1, 8)},
+    "fingers": {"fr3_finger_joint1": 0.03, "fr3_finger_joint2": 0.03},
+    "end_effector": {"x": 0.4, "y": 0.1, "z": 0.3, "qx": 1.0, "qy": 0.0, "qz": 0.0, "qw": 0.0},
+}
+numbers = st.floats(-3.0, 3.0)
+vectors = arrays(np.float64, 3, elements=numbers)
+
+
+def contract(**changes: object) -> PolicyContract:
+    fields: dict[str, object] = {
+        "robot": "franka",
+        "cameras": (Camera("wrist"),),
+        "proprioception": (*(Channel(n, "m") for n in EEF), Channel("finger_left", "m"), Channel("finger_right", "m")),
+        "actions": tuple(Channel(n, "normalized") for n in (*EEF, "gripper")),
+        "action_space": "eef_delta",
+        "chunk_length": 8,
+        "control_rate": 20.0,
+        "normalization": "bounds_q99",
+        "statistics_key": "test",
+        "end_effector": EndEffector(0.05, 0.5),
+        "gripper": Gripper(("gripper",), open=1.0, closed=-1.0, binary=True),
+    }
+    return PolicyContract(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_axis_angle_is_the_recordings_own() -> None:
+    folder = os.environ.get("LIGHTVLA_PARITY")
+    if folder is None:
+        pytest.skip("LIGHTVLA_PARITY is not set")
+    for case in json.loads((Path(folder) / "normalization" / "normalization.json").read_text())["quat2axisangle"]:
+        np.testing.assert_allclose(axis_angle(np.array(case["quat_xyzw"])), case["axis_angle"], atol=1e-9)
+
+
+def test_axis_angle_keeps_the_sign_of_the_quaternion() -> None:
+    np.testing.assert_allclose(axis_angle(np.array([0.0, 0.0, 1.0, 0.0])), [0, 0, np.pi])
+    q = np.array([0.0, 0.0, np.sin(0.2), np.cos(0.2)])
+    np.testing.assert_allclose(axis_angle(q), [0, 0, 0.4])
+    np.testing.assert_allclose(axis_angle(-q), [0, 0, 0.4 - 2 * np.pi])
+    np.testing.assert_array_equal(axis_angle(np.array([0.0, 0.0, 0.0, 1.0])), np.zeros(3))
+
+
+def test_unset_quaternion_is_refused() -> None:
+    with pytest.raises(LightVLAError, match="length 0, expected 1"):
+        axis_angle(np.zeros(4))
+
+
+@given(vector=vectors)
+def test_rotations_convert_back_and_forth(vector: np.ndarray) -> None:
+    rotation = rotation_of(vector)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(matrix(quaternion(rotation)), rotation, atol=1e-9)
+
+
+@given(first=vectors, second=vectors)
+def test_turn_is_applied_from_the_left(first: np.ndarray, second: np.ndarray) -> None:
+    start, end = rotation_of(first), rotation_of(second)
+    np.testing.assert_allclose(rotation_of(turn(start, end)) @ start, end, atol=1e-7)
+
+
+@given(first=vectors, second=vectors)
+def test_inverse_pose_undoes_a_pose(first: np.ndarray, second: np.ndarray) -> None:
+    pose = Pose(first, rotation_of(second))
+    back = pose.inverse().then(pose)
+    np.testing.assert_allclose(back.position, np.zeros(3), atol=1e-9)
+    np.testing.assert_allclose(back.rotation, np.eye(3), atol=1e-9)
+
+
+def test_libero_proprioception_is_pose_and_mirrored_fingers() -> None:
+    values = proprioception(contract(), ROBOT, STATES)
+    np.testing.assert_allclose(values, [0.4, 0.1, 0.3, np.pi, 0, 0, 0.03, -0.03], atol=1e-12)
+
+
+def test_joint_proprioception_and_gripper_in_the_contracts_sign() -> None:
+    wanted = tuple(Channel(n, "rad") for n in ("joint7", "joint1", "gripper"))
+    np.testing.assert_allclose(proprioception(contract(proprioception=wanted), ROBOT, STATES), [0.7, 0.1, 0.5])
+
+
+@pytest.mark.parametrize("source", ["end_effector", "fingers"])
+def test_missing_state_is_missing_never_zero(source: str) -> None:
+    with pytest.raises(LightVLAError, match=f"no state of {source} has arrived"):
+        proprioception(contract(), ROBOT, {k: v for k, v in STATES.items() if k != source})
+
+
+def test_limits_are_in_the_contracts_units() -> None:
+    channels = {c.name: c for c in description_for(contract(), ROBOT).channels}
+    assert channels["eef_x"].upper * 0.05 == pytest.approx(0.3)
+    assert channels["eef_rz"].upper * 0.5 == pytest.approx(0.8)
+    assert channels["eef_x"].max_velocity * 0.05 == pytest.approx(2.0)
+    assert (channels["gripper"].lower, channels["gripper"].upper) == (-1.0, 1.0)
+
+
+def test_metres_with_a_scale_contradict_each_other() -> None:
+    metres = (Channel("eef_x", "m"), *contract().actions[1:])
+    with pytest.raises(LightVLAError, match=r"eef_x is in m and its scale is 0\.05"):
+        description_for(contract(actions=metres), ROBOT)
+
+
+def test_gripper_without_a_sign_is_refused() -> None:
+    with pytest.raises(LightVLAError, match="which values of the action `gripper` are open and closed"):
+        description_for(contract(gripper=None), ROBOT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"actions": contract().actions[1:]}, "none for eef_x"),
+        ({"robot": "aloha"}, "trained for robot aloha"),
+        ({"actions": (*contract().actions, Channel("joint1", "rad"))}, "has no channel joint1"),
+        ({"proprioception": (Channel("elbow", "rad"),)}, "no channel elbow"),
+    ],
+)
+def test_mismatch_with_the_contract_is_one_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(LightVLAError, match=sentence):
+        check_contract(contract(**changes), ROBOT)
+
+
+def test_aloha_takes_no_deltas() -> None:
+    with pytest.raises(LightVLAError, match="takes joint_position actions"):
+        check_contract(contract(robot="aloha"), load_robot("aloha", ""))
+
+
+def test_every_published_joint_limit_stands_in_the_file() -> None:
+    lower = [c.lower for c in ROBOT.channels[:7]]
+    assert lower == [-2.7437, -1.7837, -2.9007, -3.0421, -2.8065, 0.5445, -3.0159]
+    assert resource("config/robots/franka.yaml").is_file()
+
+
+@given(velocity=vectors, position=vectors)
+def test_a_velocity_never_leads_out_of_the_workspace(velocity: np.ndarray, position: np.ndarray) -> None:
+    allowed = within_workspace(velocity, position, FACTS)
+    assert (np.abs(allowed) <= np.abs(velocity)).all()
+    assert (allowed * velocity >= 0).all()
+    reached = position + 0.2 * allowed
+    outside = np.maximum(reached - FACTS.workspace_upper, np.array(FACTS.workspace_lower) - reached)
+    before = np.maximum(position - FACTS.workspace_upper, np.array(FACTS.workspace_lower) - position)
+    assert (outside <= np.maximum(before, 0.0) + 1e-9).all()
+
+
+def test_tool_frame_deltas_turn_with_the_tool() -> None:
+    facts = EndEffector(0.05, 0.5, frame="tool")
+    down = matrix(np.array([1.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(in_base(np.array([0, 0, 1.0, 0, 0, 1.0]), facts, down), [0, 0, -1, 0, 0, -1], atol=1e-12)
+
+
+MEASURED = Pose(np.array([0.4, 0.0, 0.3]), np.eye(3))
+
+
+def test_pose_target_integrates_and_turns_from_the_left() -> None:
+    target = PoseTarget(FACTS)
+    tilted = replace(MEASURED, rotation=rotation_of(np.array([1.0, 0.0, 0.0])))
+    pose = target.advance(np.array([0.1, 0, 0, 0, 0, 0.5]), 0.1, tilted)
+    np.testing.assert_allclose(pose.position, [0.41, 0, 0.3])
+    np.testing.assert_allclose(pose.rotation, rotation_of(np.array([0, 0, 0.05])) @ tilted.rotation, atol=1e-12)
+
+
+def test_pose_target_of_a_blocked_arm_stays_near_it_and_a_stop_repeats_it() -> None:
+    target = PoseTarget(FACTS)
+    for _ in range(200):
+        pose = target.advance(np.array([0, 0, -0.3, 0, 0.8, 0]), 0.05, MEASURED)
+        assert np.linalg.norm(pose.position - MEASURED.position) <= FACTS.max_lead[0] + 1e-9
+        assert np.linalg.norm(turn(MEASURED.rotation, pose.rotation)) <= FACTS.max_lead[1] + 1e-9
+    elsewhere = replace(MEASURED, position=np.array([0.5, 0.2, 0.3]))
+    assert target.advance(np.zeros(6), 0.05, elsewhere) is pose
+    target.reset()
+    np.testing.assert_array_equal(target.advance(np.zeros(6), 0.05, elsewhere).position, elsewhere.position)
+
+
+HAND = ROBOT.gripper_action
+assert HAND is not None
+
+
+def test_gripper_goals_are_sent_on_edges_only() -> None:
+    edges = GripperEdges(HAND)
+    wishes = [1.0, 0.9, 1.0, 0.5, 0.45, 0.2, 0.0, 0.5, 0.7]
+    assert [edges.update(wish, float(i)) for i, wish in enumerate(wishes)] == [
+        "open", None, None, None, None, "close", None, None, "open",
+    ]  # fmt: skip
+
+
+@given(wishes=st.lists(st.floats(-1.0, 2.0), max_size=100))
+def test_gripper_goals_alternate_and_keep_their_distance(wishes: list[float]) -> None:
+    edges = GripperEdges(HAND)
+    sent = [(i * 0.05, motion) for i, w in enumerate(wishes) if (motion := edges.update(w, i * 0.05)) is not None]
+    for (before, one), (after, other) in itertools.pairwise(sent):
+        assert one != other
+        assert after - before >= HAND.min_interval - 1e-9
+
+
+def test_a_wish_that_lasts_is_sent_after_the_interval() -> None:
+    edges = GripperEdges(HAND)
+    assert edges.update(1.0, 0.0) == "open"
+    assert edges.update(0.0, 0.1) is None
+    assert edges.update(0.0, 0.6) == "close"
+
+
+@given(opening=st.floats(-0.5, 1.5), ends=st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
+def test_gripper_sign_is_the_contracts(opening: float, ends: tuple[float, float]) -> None:
+    if abs(ends[0] - ends[1]) < 0.1:
+        return
+    gripper = Gripper(("gripper",), open=ends[0], closed=ends[1])
+    assert opening_of(value_of_opening(opening, gripper), gripper) == pytest.approx(opening, abs=1e-9)
+    assert opening_of(gripper.open, gripper) == pytest.approx(1.0)
+
+
+def test_hysteresis_that_crosses_is_refused() -> None:
+    fields = {**vars(HAND), "close_below": 0.7}
+    with pytest.raises(LightVLAError, match=r"close_below 0\.7 and open_above 0\.6"):
+        GripperAction(**fields)
