@@ -1,0 +1,78 @@
+"""`python test/fault_table.py > docs/faults.md`: every fault x guarantee, from the checks themselves."""
+
+from __future__ import annotations
+
+from fault_checks import applies, verdict
+from faults import FAULTS, Fault
+
+GUARANTEES = {
+    1: "no command unless armed",
+    2: "configure refuses a mismatch",
+    3: "no inference on stale, skewed or missing input",
+    4: "nothing that is not finite is published",
+    5: "position, step, velocity and tracking limits",
+    6: "every step at its planned time, none replayed, time never backward",
+    7: "one stop, latched, in time, ended only by arming",
+    8: "stop order: inference, commands, node",
+    9: "no arming beside another publisher",
+    10: "documentation says that this is no safety function",
+}
+# What a test over DDS sees of a fault besides the stop.
+_SEEN_LIVE = (4, 5, 7)
+# Faults that only a node can have: the guarantees that they touch, and how they are detected.
+NODE_FAULTS = (
+    ("chunk bytes that are no message", (4, 5, 7), "as with chunks dropped"),
+    ("joint state bytes that are no message", (4, 5, 7), "as with joint states dropped"),
+    ("camera frames of an unknown encoding", (3, 4, 5, 7), "as with camera frames dropped"),
+    ("policy process killed by the system", (4, 5, 7), "as with chunks dropped"),
+    ("executor process stopped for 0.15 s and continued", (4, 5, 6), "goes on, or stale input"),
+    ("contract of another robot", (2,), "in configure"),
+    ("no contract", (2,), "in configure"),
+    ("another publisher on a command topic", (9,), "when armed"),
+    ("signal while armed", (7, 8), "0.05 s"),
+    ("node deactivated while armed", (1, 7, 8), "at once"),
+    ("parameter that contradicts another", (2,), "at once, refused"),
+)
+_HEAD = """# Faults and guarantees
+
+Made by `python test/fault_table.py > docs/faults.md`; a test compares. The guarantees are numbered as in this list:
+
+{guarantees}
+
+- **sim**: held under the simulated clock, over the pure executor and the pure policy side (`test/test_faults.py`).
+- **live**: held in a test over real DDS with real nodes, too (`test_faults_live.py`, `test_executor_node.py`).
+- **-**: the fault does not touch what the guarantee is about.
+
+*Detection* is the longest time from the fault's onset to the stop; the stop follows at the latest two control periods
+later. From then on nothing but the latched target is sent, until somebody arms again.
+
+"""
+
+
+def table() -> str:
+    """The whole page, Markdown."""
+    listed = "\n".join(f"{number}. {text}" for number, text in GUARANTEES.items())
+    lines = ["| fault | " + " | ".join(map(str, GUARANTEES)) + " | what follows | detection |"]
+    lines.append("|---" * (len(GUARANTEES) + 3) + "|")
+    for fault in FAULTS:
+        cells = [_cell(fault, guarantee) for guarantee in GUARANTEES]
+        follows = "stops" if fault.reason else "goes on"
+        bound = f"{fault.bound_text} ({fault.bound:.2f} s here)" if fault.reason else fault.bound_text
+        lines.append(f"| {fault.name} | {' | '.join(cells)} | {follows} | {bound} |")
+    for name, guarantees, bound in NODE_FAULTS:
+        cells = ["live" if guarantee in guarantees else "-" for guarantee in GUARANTEES]
+        follows = "stops" if 7 in guarantees else "goes on" if 6 in guarantees else "refused"
+        lines.append(f"| {name} | {' | '.join(cells)} | {follows} | {bound} |")
+    return _HEAD.format(guarantees=listed) + "\n".join(lines) + "\n"
+
+
+def _cell(fault: Fault, guarantee: int) -> str:
+    if not applies(fault, guarantee):
+        return "-"
+    if broken := verdict(fault, guarantee):
+        return f"**BROKEN: {broken}**"
+    return "sim, live" if fault.live and guarantee in _SEEN_LIVE else "sim"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
