@@ -16,7 +16,8 @@ def ros_wheels(distro: str) -> list[str]:
 
 
 POLICY = ["torch>=2.4", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
-POLICY += ["opencv-python-headless>=4.8", "pillow>=10"]
+POLICY += ["opencv-python-headless>=4.8", "pillow>=10", "simplejpeg>=1.7"]
+REPLAY = ["rosbags>=0.11", "matplotlib>=3.6"]
 
 setup(
     name=NAME,
@@ -32,6 +33,8 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", glob("config/*.*")),
+        (f"share/{NAME}/config/contracts", glob("config/contracts/*.yaml")),
+        (f"share/{NAME}/config/sros2", glob("config/sros2/*.xml")),
         (f"share/{NAME}/config/robots", glob("config/robots/*.yaml")),
     ],
     python_requires=">=3.10",
@@ -42,9 +45,10 @@ setup(
         "ros": ros_wheels("jazzy"),
         "ros-kilted": ros_wheels("kilted"),
         "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "imageio[ffmpeg]>=2.34"],
+        "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],
         "export": [*POLICY, "onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
+        "dev": [*REPLAY, "pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
     },
     zip_safe=True,
     entry_points={

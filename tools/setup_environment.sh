@@ -56,7 +56,7 @@ if [[ $extras == *policy* ]]; then
             ;;
         "")
             if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
-                echo "downloading torch with CUDA and everything else: about SIZE_DOWNLOAD, SIZE_DISK on disk"
+                echo "downloading torch with CUDA and everything else: about 3.3 GB, 6.6 GB on disk"
                 echo "(smaller: LIGHTVLA_TORCH=https://download.pytorch.org/whl/cpu make ...)"
             fi
             ;;
