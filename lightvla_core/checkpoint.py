@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvla_core import lora
+from lightvla_core import lora, published
 from lightvla_core.contract import FILE_NAME as CONTRACT_FILE
 from lightvla_core.contract import PolicyContract
 from lightvla_core.errors import LightVLAError
@@ -41,12 +41,14 @@ __all__ = [
     "WEIGHTS_FILE",
     "NamedTensor",
     "build_model",
+    "check_cameras",
     "list_model_weights",
     "load_model",
     "model_shapes",
     "new_folder",
     "read_config",
     "read_json",
+    "read_own_adapter",
     "require_folder",
     "save_checkpoint",
 ]
@@ -67,6 +69,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dt
     require_folder(folder)
     config = read_config(folder)
     contract = PolicyContract.from_file(folder / CONTRACT_FILE)
+    check_cameras(config, contract, folder)
     tensors = (tensor.read() for tensor in list_model_weights(folder))
     return build_model(config, contract, tensors, folder, device, dtype)
 
@@ -75,14 +78,25 @@ def list_model_weights(folder: Path) -> list[StoredTensor]:
     """The weights of a folder of this package, with those of lora_adapter/ merged in where there is one."""
     tensors = list_weights(folder)
     if (folder / lora.FOLDER).is_dir():
-        tensors = lora.merge(lora.read_adapter(folder / lora.FOLDER), tensors)
+        tensors = lora.merge(read_own_adapter(folder / lora.FOLDER, folder), tensors)
     return tensors
 
 
-def is_own_format(folder: Path) -> bool:
-    """Whether a folder is of this package's form, rather than a published one. Raises where it has no config.json."""
-    data = read_json(folder / CONFIG_FILE)
-    return isinstance(data, dict) and "format" in data
+def read_own_adapter(adapter_folder: Path, folder: Path) -> lora.Adapter:
+    """An adapter for a folder of this package, without what it says of weights that import leaves out."""
+    unused = published.unused_weights(read_config(folder))
+    return lora.read_adapter(adapter_folder).only(lambda name: not unused(name))
+
+
+def check_cameras(config: ModelConfig, contract: PolicyContract, folder: Path) -> None:
+    """Raises LightVLAError for a camera whose images the vision towers do not take."""
+    size = config.towers[0].image_size
+    for camera in contract.cameras:
+        if (camera.height, camera.width) != (size, size):
+            raise LightVLAError(
+                f"{folder / CONTRACT_FILE}: camera {camera.name} has {camera.height}x{camera.width} px, but the vision "
+                f"towers of {CONFIG_FILE} take {size}x{size}; correct the contract"
+            )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -92,7 +106,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"{folder} is not a checkpoint of this package (its {CONFIG_FILE} lacks format {FORMAT}); "
             "turn a published checkpoint into one with `lightvla import`"
         )
-    return ModelConfig.from_dict(data["model"], str(folder / CONFIG_FILE))
+    return ModelConfig.from_dict(data.get("model"), str(folder / CONFIG_FILE))
 
 
 def build_model(

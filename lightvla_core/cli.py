@@ -121,7 +121,9 @@ def import_(
     source: Annotated[Path, typer.Argument(help="The published checkpoint folder.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; must not exist yet.")],
     variant: Annotated[str, typer.Option(help="What trained it: openvla, oft or lightvla. The weights cannot tell.")],
-    robot: Annotated[str, typer.Option(help="libero, aloha, bridge, or a YAML file or contract.json of your own.")],
+    robot: Annotated[
+        str, typer.Option(help="libero, aloha, franka, bridge, or a YAML file or contract.json of your own.")
+    ],
     unnorm_key: Annotated[str | None, typer.Option(help="Entry of the statistics, where there are several.")] = None,
     cameras: Annotated[str | None, typer.Option(help="Camera names in training order, as a,b,c.")] = None,
     proprio: Annotated[bool | None, typer.Option("--proprio/--no-proprio", help="Default: if its file is there.")] = (
@@ -202,10 +204,10 @@ def merge_lora(
 
     Example:  lightvla merge-lora openvla-7b runs/fold_shirt merged
     """
-    from lightvla_core import lora
+    from lightvla_core import merging
 
     with _progress_bar("merge") as progress:
-        count = lora.merge_folder(base, adapter, destination, progress=progress)
+        count = merging.merge_folder(base, adapter, destination, progress=progress)
     print(f"wrote {destination}: {count} matrices merged")
 
 

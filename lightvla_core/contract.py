@@ -19,6 +19,12 @@ from lightvla_core.errors import LightVLAError
 
 FILE_NAME = "contract.json"
 OPENVLA_PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+# Of OpenVLA's first version, whose language model is Vicuna, a chat model.
+VICUNA_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    "USER: What action should the robot take to {instruction}? ASSISTANT:"
+)
 
 ActionSpace = Literal["joint_position", "eef_delta"]
 ActionHead = Literal["l1", "diffusion", "discrete"]
@@ -166,6 +172,10 @@ class PolicyContract:
         )
         _require("{instruction}" in self.prompt_template, "prompt_template lacks the field {instruction}")
         _require(
+            not set("{}") & set(self.prompt_template.replace("{instruction}", "")),
+            "prompt_template has braces other than those of {instruction}",
+        )
+        _require(
             (self.action_space == "eef_delta") == (self.end_effector is not None),
             f"action_space {self.action_space} and end_effector {self.end_effector} do not go together",
         )
@@ -224,6 +234,8 @@ class PolicyContract:
                 f"cannot read the contract {path} ({error.strerror}); a checkpoint folder holds one, "
                 "made by `lightvla import` or `lightvla init`"
             ) from None
+        except UnicodeDecodeError as error:
+            raise LightVLAError(f"the contract {path} is not text in UTF-8 ({error}); copy it again") from None
         return cls.from_json(text, str(path))
 
 
@@ -243,7 +255,11 @@ def _build(cls: type[_T], data: Any, where: str) -> _T:
     if missing:
         raise LightVLAError(f"{where} lacks the field {', '.join(missing)}")
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+    values = {name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except LightVLAError as error:
+        raise LightVLAError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

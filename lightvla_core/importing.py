@@ -25,15 +25,14 @@ from lightvla_core.checkpoint import (
     TOKENIZER_FILE,
     check_listed,
     checked,
-    is_own_format,
     model_shapes,
     save_checkpoint,
 )
-from lightvla_core.contract import ActionHead, Multiplicity, PolicyContract, Pruning, Readout
+from lightvla_core.contract import OPENVLA_PROMPT, ActionHead, Multiplicity, PolicyContract, Pruning, Readout
 from lightvla_core.errors import LightVLAError
-from lightvla_core.folders import CONFIG_FILE, read_json, require_folder
+from lightvla_core.folders import CONFIG_FILE, is_own_format, read_json, require_folder
 from lightvla_core.model.config import ModelConfig
-from lightvla_core.normalization import Normalizer
+from lightvla_core.normalization import Normalizer, check_statistics, find_key
 from lightvla_core.resources import resource
 from lightvla_core.weights import SHARD_BYTES, Progress, StoredTensor, all_finite
 
@@ -44,6 +43,14 @@ DtypeChoice = Literal["source", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CROPPED, _UNCROPPED = 0.9, 1.0
 _ROBOT_FILES = "config/contracts"
+_READOUT_REASON = {
+    "preceding": "the token before each action slot, as trained",
+    "published_lightvla": "two positions later, as LightVLA's published inference reads",
+}
+_MULTIPLICITY_REASON = {
+    "ignore": "a kept patch counts once, as in the published inference (weighted: as in training)",
+    "weighted": "a kept patch counts as often as it was voted for, as in training",
+}
 MISSING = "missing"
 SENTENCEPIECE_FILE = "tokenizer.model"
 
@@ -52,7 +59,7 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 class ImportOptions:
     """What a published checkpoint does not carry. None: as the robot's file, or the files found, say.
 
-    robot: libero, aloha, bridge, or the path of a YAML file or contract.json with the contract's robot fields
+    robot: libero, aloha, franka, bridge, or the path of a YAML file or contract.json with the contract's robot fields
     unnorm_key: the entry of the statistics; needed when there are several
     cameras: their names, in the order of training
     control_rate: Hz
@@ -99,6 +106,7 @@ class ImportPlan:
 def plan_import(source: Path, options: ImportOptions) -> ImportPlan:
     """Decide and check. Raises LightVLAError, in one sentence, for what is damaged, contradictory or not said."""
     require_folder(source)
+    published.refuse_lone_adapter(source)
     if is_own_format(source):
         raise LightVLAError(f"{source} is a checkpoint of this package already; it needs no import")
     config = published.read_model_config(source)
@@ -139,7 +147,8 @@ def _read_checked(plan: ImportPlan) -> Iterator[tuple[str, Tensor]]:
     for name, tensor, file in checked((stored.read() for stored in plan.tensors), shapes, plan.source):
         converted = tensor.to(plan.dtypes[name])
         if not all_finite(converted):
-            raise LightVLAError(f"{file}: the tensor {name} has values beyond float16's range; use --dtype bfloat16")
+            kind = str(converted.dtype).removeprefix("torch.")
+            raise LightVLAError(f"{file}: the tensor {name} has values beyond the range of {kind}; use another --dtype")
         yield name, converted
 
 
@@ -147,22 +156,27 @@ def _read_checked(plan: ImportPlan) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_robot(robot: str) -> dict[str, Any]:
-    """The contract's robot fields, of a known robot or from a YAML or JSON file."""
-    known = sorted(path.stem for path in resource(_ROBOT_FILES).glob("*.yaml"))
+    """The contract's robot fields, of a known robot or from a YAML or JSON file, each of the contract's type."""
+    known = _known_robots()
     path = resource(f"{_ROBOT_FILES}/{robot}.yaml") if robot in known else Path(robot)
     if not path.is_file():
         raise LightVLAError(
             f"unknown robot {robot!r}; known are {', '.join(known)}, or give the path of a YAML file or contract.json"
         )
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:
+        text = json.dumps(yaml.safe_load(path.read_text()), default=str)
+    except (yaml.YAMLError, ValueError, TypeError, OSError) as error:
         raise LightVLAError(f"{path} is neither valid YAML nor JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(data, dict) or not isinstance(data.get("cameras"), list) or not data["cameras"]:
-        raise LightVLAError(f"{path} does not describe a robot: expected the fields of a contract, cameras among them")
-    if not all(isinstance(camera, dict) and isinstance(camera.get("name"), str) for camera in data["cameras"]):
-        raise LightVLAError(f"{path}: every camera should be a mapping with a name")
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise LightVLAError(f"{path} does not describe a robot: expected the fields of a contract")
+    # The checkpoint decides the key; all else must make a contract already.
+    PolicyContract.from_json(json.dumps({"statistics_key": "any", **data}), str(path))
     return data
+
+
+def _known_robots() -> list[str]:
+    return sorted(path.stem for path in resource(_ROBOT_FILES).glob("*.yaml"))
 
 
 def _decide_contract(
@@ -176,50 +190,61 @@ def _decide_contract(
     fields = read_robot(options.robot)
     _decide_variant(options, fields, decisions)
     _decide_side_files(source, options, fields, decisions)
+    _decide_prompt(source, options, fields, decisions)
     fields["cameras"] = _decide_cameras(options, config, fields["cameras"], decisions)
     if options.control_rate is not None:
         fields["control_rate"] = options.control_rate
-    fields["statistics_key"] = _decide_key(options, fields.get("statistics_key"), statistics, statistics_file)
+    fields["statistics_key"] = _decide_key(options, fields, statistics, statistics_file, decisions)
     contract = PolicyContract.from_json(json.dumps(fields), f"the contract from --robot {options.robot}")
     decisions += [
         Decision("robot", contract.robot, f"{len(contract.actions)} actions, --robot {options.robot}"),
-        Decision(
-            "normalization",
-            f"{contract.normalization}, {contract.statistics_key}",
-            f"the robot's; statistics in {statistics_file.name}",
-        ),
+        Decision("normalization", contract.normalization, f"--robot {options.robot}"),
         Decision("chunk", f"{contract.chunk_length} @ {contract.control_rate:g} Hz", "the variant and the robot"),
     ]
     return contract
 
 
 def _decide_variant(options: ImportOptions, fields: dict[str, Any], decisions: list[Decision]) -> None:
-    variant = f"--variant {options.variant}"
-    if options.variant == "openvla":
+    _refuse_without_effect(options)
+    variant, causal = f"--variant {options.variant}", options.variant == "openvla"
+    if causal:
         fields["chunk_length"] = 1
-    fields["attention"] = "causal" if options.variant == "openvla" else "bidirectional"
-    pruning = {**asdict(Pruning()), **(fields.get("pruning") or {})}
+    fields["attention"] = "causal" if causal else "bidirectional"
+    pruning = {**asdict(Pruning()), **fields.get("pruning", {})}
     pruning["enabled"] = options.variant == "lightvla"
     pruning["multiplicity"] = options.multiplicity or pruning["multiplicity"]
     fields["pruning"] = pruning
-    fields["readout"] = options.readout or fields.get("readout", "preceding")
-    attention_reason = "it writes its 7 action tokens one by one" if options.variant == "openvla" else "as trained"
-    readout_reason = (
-        "the token before each action slot, as trained"
-        if fields["readout"] == "preceding"
-        else "two positions later, as LightVLA's published inference reads"
-    )
+    fields["readout"] = options.readout or ("preceding" if causal else fields.get("readout", "preceding"))
+    attention_reason = "it writes its action tokens one by one" if causal else "as trained"
     decisions += [
         Decision("attention", fields["attention"], f"{variant}: {attention_reason}"),
         Decision("pruner", "on" if pruning["enabled"] else "off", f"{variant}: only LightVLA prunes"),
-        Decision("readout", fields["readout"], readout_reason),
     ]
+    if not causal:
+        decisions.append(Decision("readout", fields["readout"], _READOUT_REASON[fields["readout"]]))
     if pruning["enabled"]:
-        reason = {
-            "ignore": "a kept patch counts once, as in the published inference (weighted: as in training)",
-            "weighted": "a kept patch counts as often as it was voted for, as in training",
-        }
-        decisions.append(Decision("multiplicity", pruning["multiplicity"], reason[pruning["multiplicity"]]))
+        kind = pruning["multiplicity"]
+        decisions.append(Decision("multiplicity", kind, _MULTIPLICITY_REASON[kind]))
+
+
+def _refuse_without_effect(options: ImportOptions) -> None:
+    for option, value, variants in (
+        ("--multiplicity", options.multiplicity, ("lightvla",)),
+        ("--readout", options.readout, ("oft", "lightvla")),
+    ):
+        if value is not None and options.variant not in variants:
+            raise LightVLAError(
+                f"{option} has no effect with --variant {options.variant}, only with {' or '.join(variants)}; "
+                "leave it out"
+            )
+
+
+def _decide_prompt(source: Path, options: ImportOptions, fields: dict[str, Any], decisions: list[Decision]) -> None:
+    prompt, reason = published.read_prompt(source)
+    if fields.get("prompt_template", OPENVLA_PROMPT) != OPENVLA_PROMPT:
+        prompt, reason = fields["prompt_template"], f"--robot {options.robot}"
+    fields["prompt_template"] = prompt
+    decisions.append(Decision("prompt", repr(prompt), reason))
 
 
 def _decide_side_files(source: Path, options: ImportOptions, fields: dict[str, Any], decisions: list[Decision]) -> None:
@@ -240,7 +265,7 @@ def _decide_side_files(source: Path, options: ImportOptions, fields: dict[str, A
             f"--variant openvla has no {what} ({reason}, in {source}); use --variant oft or --variant lightvla"
         )
     fields["action_head"], fields["film"] = head, film
-    proprioception = fields.get("proprioception") or []
+    proprioception = fields["proprioception"]
     if proprio and not proprioception:
         raise LightVLAError(f"--robot {options.robot} names no proprioception, but there is some: {proprio_reason}")
     fields["proprioception"] = proprioception if proprio else []
@@ -309,27 +334,34 @@ def read_statistics(source: Path) -> tuple[dict[str, Any], Path]:
         statistics = read_json(path)
     else:
         path = source / CONFIG_FILE
-        statistics = read_json(path).get("norm_stats")
-    if not isinstance(statistics, dict) or not statistics:
+        config = read_json(path)
+        statistics = config.get("norm_stats") if isinstance(config, dict) else None
+    if not statistics:
         raise LightVLAError(
             f"{source} has no statistics to un-normalize actions with: neither {STATISTICS_FILE} nor norm_stats in "
             f"{CONFIG_FILE}; copy {STATISTICS_FILE} of the training run there"
         )
-    if not all(isinstance(entry, dict) for entry in statistics.values()):
-        raise LightVLAError(f"{path}: expected statistics under the name of each data set")
-    return statistics, path
+    return check_statistics(statistics, str(path)), path
 
 
-def _decide_key(options: ImportOptions, described: str | None, statistics: dict[str, Any], file: Path) -> str:
-    key = options.unnorm_key or (described if described in statistics else None)
-    if key is None:
-        if len(statistics) > 1:
-            raise LightVLAError(f"{file} has statistics for {', '.join(statistics)}; choose one with --unnorm-key")
-        return next(iter(statistics))
-    if key not in statistics and f"{key}_no_noops" in statistics:
-        return f"{key}_no_noops"  # as the published evaluation falls back
-    if key not in statistics:
-        raise LightVLAError(f"{file} has no statistics for {key!r}; it has {', '.join(statistics)}")
+def _decide_key(
+    options: ImportOptions, fields: dict[str, Any], statistics: dict[str, Any], file: Path, decisions: list[Decision]
+) -> str:
+    described = fields.get("statistics_key")
+    if options.unnorm_key:
+        key, reason = find_key(statistics, options.unnorm_key, str(file)), f"--unnorm-key {options.unnorm_key}"
+    elif described in statistics:
+        key, reason = described, f"named by --robot {options.robot}"
+    elif len(statistics) == 1:
+        key, reason = next(iter(statistics)), "the only ones there"
+    else:
+        raise LightVLAError(f"{file} has statistics for {', '.join(statistics)}; choose one with --unnorm-key")
+    reason += f" ({file.name})"
+    # Robots with as many joints cannot be told apart by the numbers.
+    others = [robot for robot in _known_robots() if robot in key.lower()]
+    if others and fields["robot"] in _known_robots() and fields["robot"] not in others:
+        reason += f"; the name says {', '.join(others)}, but the robot is {fields['robot']}: are they meant?"
+    decisions.append(Decision("statistics", key, reason))
     return key
 
 
@@ -343,9 +375,11 @@ def _read_tokenizer(source: Path, chosen: Path | None, config: ModelConfig, deci
         hint = f"put {TOKENIZER_FILE} of Llama-2 into the new folder, or import again with --tokenizer"
         decisions.append(Decision("tokenizer", MISSING, f"{source.name} holds none; {hint}"))
         return None
-    text = path.read_text() if path.suffix == ".json" else _convert_sentencepiece(path)
     try:
+        text = path.read_text() if path.suffix == ".json" else _convert_sentencepiece(path)
         size = Tokenizer.from_str(text).get_vocab_size()
+    except LightVLAError:
+        raise
     except Exception as error:  # the library raises plain Exception
         raise LightVLAError(f"{path} is not a tokenizer ({error}); copy it again") from None
     if size > config.llama.vocab_size:

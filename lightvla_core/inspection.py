@@ -21,9 +21,9 @@ from rich.text import Text
 from lightvla_core import checkpoint, importing, lora, published
 from lightvla_core.contract import Camera, Channel, PolicyContract, Pruning
 from lightvla_core.errors import LightVLAError
-from lightvla_core.folders import read_json, require_folder
+from lightvla_core.folders import is_own_format, read_json, require_folder
 from lightvla_core.model.config import ModelConfig
-from lightvla_core.normalization import Normalizer
+from lightvla_core.normalization import Normalizer, check_statistics
 from lightvla_core.weights import StoredTensor, list_weights
 
 # Part of the model -> how its tensors' names begin, the longer prefix first.
@@ -73,7 +73,8 @@ class Inspection:
 def inspect_folder(folder: Path) -> Inspection:
     """Reads configuration and headers only. Raises LightVLAError where there is no checkpoint folder at all."""
     require_folder(folder)
-    return _inspect_own(folder) if checkpoint.is_own_format(folder) else _inspect_published(folder)
+    published.refuse_lone_adapter(folder)
+    return _inspect_own(folder) if is_own_format(folder) else _inspect_published(folder)
 
 
 def _inspect_own(folder: Path) -> Inspection:
@@ -86,11 +87,12 @@ def _inspect_own(folder: Path) -> Inspection:
         found.parts = _count(tensors)
     if config is not None:
         found.facts.update(_describe_model(config))
-    if config is not None and contract is not None and tensors is not None:
-        shapes = checkpoint.model_shapes(config, contract)
-        _attempt(found, lambda: checkpoint.check_listed(tensors, shapes, folder))
+    if config is not None and contract is not None:
+        _attempt(found, lambda: checkpoint.check_cameras(config, contract, folder))
+        if tensors is not None:
+            _attempt(found, lambda: checkpoint.check_listed(tensors, checkpoint.model_shapes(config, contract), folder))
     path = folder / checkpoint.STATISTICS_FILE
-    statistics = _attempt(found, lambda: read_json(path))
+    statistics = _attempt(found, lambda: check_statistics(read_json(path), str(path)))
     if statistics is not None:
         found.facts["statistics"] = ", ".join(statistics)
         if contract is not None:
@@ -107,7 +109,7 @@ def _inspect_own(folder: Path) -> Inspection:
 def _inspect_published(folder: Path) -> Inspection:
     found = Inspection(folder, "published checkpoint (OpenVLA, OpenVLA-OFT or LightVLA)")
     found.needed.append("--variant openvla|oft|lightvla: the weights cannot tell")
-    found.needed.append("--robot libero|aloha|bridge, or a file: cameras, proprioception, actions, rate")
+    found.needed.append("--robot libero|aloha|franka|bridge, or a file: cameras, proprioception, actions, rate")
     config = _attempt(found, lambda: published.read_model_config(folder))
     if config is not None:
         found.facts.update(_describe_model(config))

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA) as peft stores them, and merging them into weights: W + scale · B A.
 
-Reads folders with adapter_config.json and adapter_model.safetensors; does not train.
+Reads folders with adapter_config.json and adapter_model.safetensors; does not train. Whole checkpoints are merged in
+merging.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,8 @@ import torch
 from torch import Tensor
 
 from lightvla_core.errors import LightVLAError
-from lightvla_core.folders import new_folder, read_json, require_folder
-from lightvla_core.weights import (
-    SHARD_BYTES,
-    Progress,
-    StoredTensor,
-    TensorSpec,
-    check_finite,
-    is_weight_file,
-    list_tensors,
-    list_weights,
-    write_weights,
-)
+from lightvla_core.folders import read_json
+from lightvla_core.weights import StoredTensor, check_finite, list_tensors
 
 FOLDER = "lora_adapter"
 CONFIG_FILE = "adapter_config.json"
@@ -67,7 +57,7 @@ class Update:
     def fits(self, shape: tuple[int, ...]) -> bool:
         rank = self.a.shape[0]
         inputs, outputs = math.prod(self.a.shape[1:]), self.b.shape[0]
-        return self.b.size == outputs * rank and shape[0] == outputs and math.prod(shape[1:]) == inputs
+        return self.b.size == outputs * rank and shape[:1] == (outputs,) and math.prod(shape[1:]) == inputs
 
 
 @dataclass(frozen=True)
@@ -84,8 +74,10 @@ class Adapter:
 def read_adapter(folder: Path) -> Adapter:
     """An adapter in peft's form. Raises LightVLAError for one that is more than plain low-rank updates."""
     config = read_json(folder / CONFIG_FILE)
-    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float) or not config.get("r"):
+    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float):
         raise LightVLAError(f"{folder / CONFIG_FILE} is not a LoRA configuration: expected r and lora_alpha in it")
+    if type(config.get("r")) is not int or config["r"] < 1:
+        raise LightVLAError(f"{folder / CONFIG_FILE}: r should be a rank of at least 1, but is {config.get('r')!r}")
     for option, plain in _PLAIN.items():
         if config.get(option) not in (plain, None, False, []):
             raise LightVLAError(f"{folder / CONFIG_FILE}: {option} is {config[option]!r}, which is not supported")
@@ -105,6 +97,10 @@ def pair_factors(tensors: Iterable[StoredTensor], scale: Callable[[int], float])
         match = _NAME.fullmatch(tensor.name)
         if match is None:
             raise LightVLAError(f"{tensor.file}: the tensor {tensor.name} is no LoRA factor of a linear layer")
+        if len(tensor.shape) < 2 or 0 in tensor.shape:
+            raise LightVLAError(
+                f"{tensor.file}: the tensor {tensor.name} has shape {tensor.shape}, but a LoRA factor is a matrix"
+            )
         factors.setdefault(f"{match['module']}.weight", {})[match["factor"]] = tensor
     for name, pair in factors.items():
         if set(pair) != {"A", "B"}:
@@ -128,12 +124,16 @@ def merge(adapter: Adapter, tensors: Iterable[StoredTensor]) -> list[StoredTenso
 
 
 def merge_one(tensor: StoredTensor, update: Update) -> StoredTensor:
+    _require_fit(tensor, update)
+    return dataclasses.replace(tensor, load=lambda: update.apply(tensor.load()))
+
+
+def _require_fit(tensor: StoredTensor, update: Update) -> None:
     if not update.fits(tensor.shape):
         raise LightVLAError(
             f"{update.a.file}: the tensor {update.a.name} has shape {update.a.shape} and its partner "
             f"{update.b.shape}, which do not fit {tensor.name} of shape {tensor.shape}"
         )
-    return dataclasses.replace(tensor, load=lambda: update.apply(tensor.load()))
 
 
 def share_contained(adapter: Adapter, tensors: Iterable[StoredTensor]) -> float | None:
@@ -147,49 +147,8 @@ def share_contained(adapter: Adapter, tensors: Iterable[StoredTensor]) -> float 
     along = square = 0.0
     for tensor in stored:
         update = adapter.updates[tensor.name]
+        _require_fit(tensor, update)
         (b, a), weight = update.factors(), tensor.load().float().flatten(1)
         along += update.scale * float(((b.T @ weight) * a).sum())
         square += update.scale**2 * float(((b.T @ b) * (a @ a.T)).sum())
     return along / square if square > 0 else None
-
-
-def merge_folder(
-    base: Path,
-    adapter_folder: Path,
-    destination: Path,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress = lambda done, total: None,
-) -> int:
-    """Write base with the adapter merged into it, in the form and types that base has; returns the merged matrices.
-
-    adapter_folder: the adapter, or the training run's folder that holds it as lora_adapter/; what else lies in the
-        run's folder (statistics, action head, tokenizer ...) replaces base's files of that name
-    """
-    for folder in (base, adapter_folder):
-        require_folder(folder)
-    if (adapter_folder / FOLDER).is_dir():
-        adapter_folder = adapter_folder / FOLDER
-    run = adapter_folder.parent if adapter_folder.name == FOLDER else None
-    files = {path.name: path for folder in (base, run) if folder is not None for path in _side_files(folder)}
-    tensors, adapter = list_weights(base), read_adapter(adapter_folder)
-    if any("vision_backbone" in name and "checkpoint" in name for name in files):
-        # That file holds the trained backbone whole, under FiLM's names, which the base does not know.
-        names = {tensor.name for tensor in tensors}
-        adapter = adapter.only(lambda name: name in names or not name.startswith("vision_backbone."))
-    merged = merge(adapter, tensors)
-    layout = {tensor.name: TensorSpec(tensor.dtype, tensor.shape) for tensor in merged}
-    with new_folder(destination) as partial:
-        write_weights(partial, layout, (_checked(tensor) for tensor in merged), shard_bytes, progress)
-        for name, path in files.items():
-            shutil.copyfile(path, partial / name)
-    return len(adapter.updates)
-
-
-def _side_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and not is_weight_file(path)]
-
-
-def _checked(tensor: StoredTensor) -> tuple[str, Tensor]:
-    value = tensor.load()
-    check_finite(value, tensor.name, tensor.file)
-    return tensor.name, value

@@ -38,21 +38,42 @@ class Bounds:
         return np.where(self.mask, mapped, values)
 
 
-def read_bounds(entry: Mapping[str, Any], scheme: Normalization, size: int, where: str) -> Bounds:
+def read_bounds(entry: Any, scheme: Normalization, size: int, where: str) -> Bounds:
     """Bounds from an `action` or `proprio` entry of dataset statistics; where names it in error sentences."""
     lower_key, upper_key = _BOUNDS[scheme]
     try:
         lower, upper = (np.asarray(entry[key], dtype=np.float64) for key in (lower_key, upper_key))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LightVLAError(f"{where} lacks {error} as a list of numbers, which normalization {scheme} needs") from None
-    mask = np.asarray(entry.get("mask", np.ones(lower.shape, dtype=bool)), dtype=bool)
-    if not lower.shape == upper.shape == mask.shape == (size,):
+    except (KeyError, TypeError, ValueError):
         raise LightVLAError(
-            f"{where} describes {lower.size} numbers, but the contract has {size}; are they another robot's?"
-        )
+            f"{where} lacks {lower_key} and {upper_key} as lists of numbers, which normalization {scheme} needs"
+        ) from None
+    mask = entry.get("mask", [True] * size)
+    if not isinstance(mask, list) or not all(value in (True, False) for value in mask):
+        raise LightVLAError(f"{where} has a mask that is no list of true and false; copy it again")
+    mask = np.asarray(mask, dtype=bool)
+    for values in (lower, upper, mask):
+        if values.shape != (size,):
+            raise LightVLAError(
+                f"{where} describes {values.size} numbers, but the contract has {size}; are they another robot's?"
+            )
     if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower <= upper).all()):
         raise LightVLAError(f"{where} has a bound that is not finite or a {lower_key} above its {upper_key}")
     return Bounds(lower, upper, mask)
+
+
+def check_statistics(statistics: Any, source: str) -> dict[str, Any]:
+    """The content of dataset_statistics.json, once it is known to be entries by the name of their data set."""
+    if not isinstance(statistics, dict) or not all(isinstance(entry, dict) for entry in statistics.values()):
+        raise LightVLAError(f"{source} should hold statistics under the name of each data set; copy it again")
+    return statistics
+
+
+def find_key(statistics: Mapping[str, Any], key: str, source: str) -> str:
+    """The entry for this key; one like libero_x falls back to libero_x_no_noops, as in the published evaluation."""
+    for name in (key, f"{key}_no_noops"):
+        if name in statistics:
+            return name
+    raise LightVLAError(f"{source} has no statistics for {key!r}; it has {', '.join(statistics) or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -63,15 +84,9 @@ class Normalizer:
     proprio: Bounds | None
 
     @classmethod
-    def from_statistics(cls, statistics: Mapping[str, Any], contract: PolicyContract, source: str) -> Normalizer:
-        """statistics: dataset_statistics.json; a key like libero_x falls back to libero_x_no_noops, as published."""
-        key = contract.statistics_key
-        if key not in statistics and f"{key}_no_noops" in statistics:
-            key = f"{key}_no_noops"
-        if key not in statistics:
-            raise LightVLAError(
-                f"{source} has no statistics for {key!r}, which the contract names; it has {', '.join(statistics)}"
-            )
+    def from_statistics(cls, statistics: Any, contract: PolicyContract, source: str) -> Normalizer:
+        """statistics: the content of dataset_statistics.json; source names it in error sentences"""
+        key = find_key(check_statistics(statistics, source), contract.statistics_key, source)
         entry, scheme = statistics[key], contract.normalization
         action = read_bounds(entry.get("action", {}), scheme, len(contract.actions), f"{source}: {key}.action")
         if not contract.proprioception:

@@ -156,6 +156,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise LightVLAError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise LightVLAError(f"device {device} was asked for, but torch sees no CUDA GPU; use device cpu")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise LightVLAError(f"device {device} was asked for, but torch sees {count} CUDA GPUs, counted from cuda:0")
     return resolved
 
 

@@ -22,12 +22,10 @@ from lightvla_core.checkpoint import TOKENIZER_FILE
 from lightvla_core.contract import Camera, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.model.config import TokenConfig, TowerConfig
-from lightvla_core.model.sequence import TextInput
+from lightvla_core.model.sequence import PLACEHOLDER, TextInput
 
 RGB = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
-
-_PLACEHOLDER = 1  # the id in the action slots; its embedding is replaced by zeros or noisy actions
 
 
 # -- images
@@ -164,7 +162,7 @@ class PromptEncoder:
         ending: list[int] = []
         if self._contract.attention == "bidirectional":
             slots = self._contract.chunk_length * len(self._contract.actions)
-            ending = [_PLACEHOLDER] * slots + [self._tokens.stop]
+            ending = [PLACEHOLDER] * slots + [self._tokens.stop]
         prompts = [self.prompt_ids(instruction) for instruction in instructions]
         length = max(map(len, prompts)) + len(ending)
         ids = torch.full((len(prompts), length), self._tokens.pad)

@@ -6,15 +6,12 @@ Reads config.json and weight files; decides nothing that the weights cannot tell
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from lightvla_core import lora
-from lightvla_core.contract import PolicyContract
+from lightvla_core.contract import OPENVLA_PROMPT, VICUNA_PROMPT, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.folders import CONFIG_FILE, read_json, require_folder
 from lightvla_core.model.config import (
@@ -25,6 +22,7 @@ from lightvla_core.model.config import (
     TokenConfig,
     TowerConfig,
 )
+from lightvla_core.model.vision import tower_depth
 from lightvla_core.weights import NamedTensor, StoredTensor, has_weights, list_tensors, list_weights
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -51,7 +49,7 @@ _BACKBONES = {
     "siglip-vit-so400m": ((SIGLIP_SO400M,), 224),
     "siglip-vit-so400m-384px": ((_SIGLIP_384,), 384),
 }
-_TOWER = re.compile(r"vision_backbone\.(?:featurizer|fused_featurizer)\.")
+_TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 # Parts of published towers that no forward pass reaches, and a buffer that older Llama files carry.
 _UNUSED_TOWER_PARTS = ("norm.", "attn_pool.", "fc_norm.", "head.")
 _UNUSED_SUFFIX = ".rotary_emb.inv_freq"
@@ -65,23 +63,35 @@ MergeAdapter = Literal["auto", "merge", "merged"]
 def read_model_config(folder: Path) -> ModelConfig:
     """Sizes from a published config.json and preprocessor_config.json."""
     require_folder(folder)
-    data = read_json(folder / CONFIG_FILE)
+    data, preprocessor = read_json(folder / CONFIG_FILE), read_json(folder / PREPROCESSOR_FILE)
     try:
-        return _model_config(data, read_json(folder / PREPROCESSOR_FILE))
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise LightVLAError(
-            f"{folder / CONFIG_FILE} is not an OpenVLA-like configuration: {error!r} is missing or misplaced"
-        ) from None
+        return _model_config(data, preprocessor)
+    except KeyError as error:
+        reason = f"it lacks {error}"
+    except LightVLAError as error:
+        reason = str(error)
+    except (TypeError, IndexError, ValueError, AttributeError, ZeroDivisionError) as error:
+        reason = f"a value has another form than expected ({error})"
+    raise LightVLAError(
+        f"{folder / CONFIG_FILE}, with {PREPROCESSOR_FILE}, is not an OpenVLA-like configuration: {reason}"
+    )
+
+
+def read_prompt(folder: Path) -> tuple[str, str]:
+    """The prompt of training, and why; read_model_config has read the same configuration."""
+    backbone = str(read_json(folder / CONFIG_FILE).get("llm_backbone_id", ""))
+    if backbone.startswith("vicuna"):
+        return VICUNA_PROMPT, f"llm_backbone_id is {backbone}, a chat model"
+    return OPENVLA_PROMPT, "OpenVLA's"
 
 
 def _model_config(data: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
     if "timm_model_ids" in data:
         timm_ids, sizes = data["timm_model_ids"], data["image_sizes"]
     else:
-        timm_ids, size = _BACKBONES[data["vision_backbone_id"]]
+        timm_ids, size = _known_backbone(data["vision_backbone_id"])
         sizes = [size] * len(timm_ids)
-    if data.get("use_fused_vision_backbone", len(timm_ids) > 1) != (len(timm_ids) > 1):
-        raise KeyError("use_fused_vision_backbone")
+    _check_options(data, len(timm_ids))
     overrides = data.get("tiny_vit_overrides", {})
     towers = tuple(
         TowerConfig(
@@ -111,6 +121,26 @@ def _model_config(data: dict[str, Any], preprocessor: dict[str, Any]) -> ModelCo
         num_bins=data.get("n_action_bins", 256),
     )
     return ModelConfig(towers, llama, tokens)
+
+
+def _known_backbone(backbone: Any) -> tuple[tuple[str, ...], int]:
+    """timm ids and image size"""
+    if backbone not in _BACKBONES:
+        raise LightVLAError(f"vision_backbone_id is {backbone!r}; known are {', '.join(_BACKBONES)}")
+    return _BACKBONES[backbone]
+
+
+def _check_options(data: dict[str, Any], towers: int) -> None:
+    """Raises LightVLAError for what would make other features of the same weights."""
+    fused = data.get("use_fused_vision_backbone")
+    if fused is not None and fused != (towers > 1):
+        raise LightVLAError(f"use_fused_vision_backbone is {fused!r}, but it lists {towers} vision towers")
+    for activation in data.get("timm_override_act_layers") or ():
+        if activation not in (None, "gelu"):
+            raise LightVLAError(f"timm_override_act_layers asks for {activation!r}; supported is gelu, the towers' own")
+    resize = data.get("image_resize_strategy", "resize-naive")
+    if resize != "resize-naive":
+        raise LightVLAError(f"image_resize_strategy is {resize!r}; supported is resize-naive")
 
 
 # -- weights
@@ -143,9 +173,17 @@ def list_model_tensors(
         tensors = lora.merge(adapter.only(lambda name: not (replaced and name.startswith("vision_backbone."))), tensors)
     for part, path in side.items():
         tensors += [dataclasses.replace(tensor, name=SIDE_FILES[part] + tensor.name) for tensor in list_side_file(path)]
-    last_block = {tower: depth - 1 for tower, depth in _tower_depths(folder).items()}
-    used = (tensor for tensor in tensors if not _is_unused(tensor.name, last_block))
-    return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in used]
+    unused = unused_weights(read_model_config(folder))
+    return [dataclasses.replace(t, name=rename(t.name)) for t in tensors if not unused(t.name)]
+
+
+def refuse_lone_adapter(folder: Path) -> None:
+    """Raises LightVLAError where there is an adapter but not the weights that it changes."""
+    if not has_weights(folder) and ((folder / lora.FOLDER).is_dir() or (folder / lora.CONFIG_FILE).is_file()):
+        raise LightVLAError(
+            f"{folder} holds an adapter but not the weights it changes; merge it into its base model with "
+            f"`lightvla merge-lora BASE {folder} NEW` and import NEW"
+        )
 
 
 def find_adapter(folder: Path, choice: MergeAdapter = "auto") -> tuple[lora.Adapter | None, str]:
@@ -157,11 +195,6 @@ def find_adapter(folder: Path, choice: MergeAdapter = "auto") -> tuple[lora.Adap
     path = folder / lora.FOLDER
     if not path.is_dir():
         return None, f"no {lora.FOLDER}/"
-    if not has_weights(folder):
-        raise LightVLAError(
-            f"{folder} holds an adapter but not the weights it changes; merge it into its base model with "
-            f"`lightvla merge-lora BASE {folder} NEW` and import NEW"
-        )
     adapter = lora.read_adapter(path)
     if choice != "auto":
         return (adapter, "as asked for") if choice == "merge" else (None, "left alone, as asked for")
@@ -192,8 +225,7 @@ def _wanted_side_files(contract: PolicyContract) -> list[str]:
 
 def find_side_files(folder: Path, part: str) -> list[Path]:
     """Every file whose name holds part and "checkpoint", as the published loader looks for it."""
-    found = sorted(p for p in folder.iterdir() if p.is_file() and part in p.name and "checkpoint" in p.name)
-    return [p for p in found if "noisy" not in p.name] if part == "action_head" else found
+    return sorted(p for p in folder.iterdir() if p.is_file() and part in p.name and "checkpoint" in p.name)
 
 
 def find_side_file(folder: Path, part: str) -> Path:
@@ -219,25 +251,19 @@ def list_side_file(path: Path) -> list[StoredTensor]:
     return lora.merge(lora.Adapter(path.parent, updates), plain)
 
 
-def _tower_depths(folder: Path) -> dict[str, int]:
-    """How many blocks each tower has in the file, by the tower's name prefix."""
-    import timm
+def unused_weights(config: ModelConfig) -> Callable[[str], bool]:
+    """Tells of a published tensor's name whether no forward pass reaches it, so that it is not kept."""
+    last_blocks = {
+        prefix: f"blocks.{tower_depth(tower) - 1}." for prefix, tower in zip(_TOWERS, config.towers, strict=False)
+    }
 
-    config = read_model_config(folder)
-    names = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
-    depths = {}
-    for prefix, tower in zip(names, config.towers, strict=False):
-        with torch.device("meta"):
-            depths[prefix] = tower.depth or len(timm.create_model(tower.timm_id, pretrained=False).blocks)
-    return depths
-
-
-def _is_unused(name: str, last_block: dict[str, int]) -> bool:
-    match = _TOWER.match(name)
-    if match is None:
+    def is_unused(name: str) -> bool:
+        for prefix, last_block in last_blocks.items():
+            if name.startswith(prefix):
+                return name.removeprefix(prefix).startswith((*_UNUSED_TOWER_PARTS, last_block))
         return name.endswith(_UNUSED_SUFFIX)
-    rest = name[match.end() :]
-    return rest.startswith((*_UNUSED_TOWER_PARTS, f"blocks.{last_block[match.group()]}."))
+
+    return is_unused
 
 
 def rename(name: str) -> str:

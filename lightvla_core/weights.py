@@ -10,10 +10,11 @@ import math
 import pickle
 import weakref
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ _DTYPES = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100 << 20
-_CHUNK = 1 << 24  # elements that are checked at once
+_TORCH_BEGINNINGS = (b"PK", b"\x80")  # of a zip archive, and of the bare pickle that older versions write
+_CHUNK = 1 << 20  # elements that are checked at once
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -146,19 +148,14 @@ def list_tensors(path: Path) -> list[StoredTensor]:
 def _list_safetensors(path: Path) -> list[StoredTensor]:
     damaged = f"{path} is truncated or not a safetensors file"
     file_size = path.stat().st_size
-    with path.open("rb") as file:
+    with _open(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if file_size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, file_size - 8):
             raise LightVLAError(f"{damaged} (its header is incomplete); copy it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = sorted((*entry["data_offsets"], name, entry) for name, entry in header.items())
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise LightVLAError(f"{damaged} (its header is not as the format wants it); copy it again") from None
+        entries = _parse_header(file.read(length), damaged)
     tensors = []
-    for begin, end, name, entry in entries:
-        dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+    for name, entry in entries.items():
+        (begin, end), dtype, shape = entry["data_offsets"], _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         if dtype is None:
             raise LightVLAError(f"{path}: the tensor {name} has the type {entry['dtype']}, which is not supported")
         if end - begin != math.prod(shape) * dtype.itemsize:
@@ -169,11 +166,48 @@ def _list_safetensors(path: Path) -> list[StoredTensor]:
     return tensors
 
 
+def _parse_header(text: bytes, damaged: str) -> dict[str, Any]:
+    """Entries by tensor name, in the order of their bytes; damaged: how a sentence about the file begins"""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise LightVLAError(f"{damaged} (its header is not as the format wants it); copy it again")
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_entry(entry):
+            raise LightVLAError(f"{damaged} (its header describes the tensor {name} wrongly); copy it again")
+    return dict(sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])))
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this says a tensor's type, its shape, and where its bytes begin and end."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    offsets = entry.get("data_offsets")
+    return _are_sizes(entry.get("shape")) and _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The file, to read bytes from; an OSError meanwhile becomes one sentence."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise LightVLAError(f"cannot read {path} ({error.strerror or error}); may you read it?") from None
+
+
 def _reader(path: Path, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[[], Tensor]:
     # Not mapped: a mapped file stays in memory as far as it was read, and a file cut short later kills the process.
     def load() -> Tensor:
         tensor = torch.empty(shape, dtype=dtype)
-        with path.open("rb", buffering=0) as file:
+        with _open(path) as file:
             file.seek(offset)
             view, done = _bytes(tensor), 0
             while done < len(view):
@@ -198,7 +232,10 @@ def _list_torch(path: Path) -> list[StoredTensor]:
     files = _OpenFile()
 
     def entry(name: str, tensor: Tensor) -> StoredTensor:
-        return StoredTensor(name, tensor.dtype, tuple(tensor.shape), path, lambda: files.state(path)[name].clone())
+        def load() -> Tensor:
+            return files.state(path)[name].detach().clone()
+
+        return StoredTensor(name, tensor.dtype, tuple(tensor.shape), path, load)
 
     listed = [entry(name, tensor) for name, tensor in files.state(path).items()]
     files.close()
@@ -231,17 +268,24 @@ class _OpenFile:
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict saved by torch.save, mapped rather than read where its form allows it. Executes nothing of it."""
+    with _open(path) as file:
+        if not file.read(2).startswith(_TORCH_BEGINNINGS):
+            raise LightVLAError(f"{path} is truncated or not a torch file (a Git LFS pointer?); copy it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise LightVLAError(
             f"{path} holds pickled objects other than tensors and was not loaded; expected a state dict of tensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may fail anywhere in torch's reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LightVLAError(f"{path} is truncated or not a torch file ({reason}); copy it again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(i, str) and isinstance(t, Tensor) for i, t in state.items()):
         raise LightVLAError(f"{path} does not hold a state dict of tensors; expected one, as torch.save writes it")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.dtype not in _DTYPE_NAMES or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise LightVLAError(f"{path}: the tensor {name} is of a kind that is not supported ({kind})")
     return state
 
 
@@ -291,8 +335,6 @@ def write_weights(
             weight_map = {name: file_name for file_name, names in shards.items() for name in names}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    except OSError as error:
-        raise LightVLAError(f"cannot write weights into {folder.parent} ({error.strerror}); make room there") from None
     finally:
         for opened in open_files:
             opened.close()

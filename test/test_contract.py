@@ -46,6 +46,8 @@ def test_hash_changes_with_any_field(rate, length, keep):
         ({"control_rate": float("nan")}, "control_rate is nan"),
         ({"control_rate": 0.0}, "control_rate is 0.0"),
         ({"prompt_template": "Go!"}, "lacks the field {instruction}"),
+        ({"prompt_template": "{instruction} with {arm}"}, "braces other than those of {instruction}"),
+        ({"prompt_template": "{instruction}{"}, "braces other than those of {instruction}"),
         ({"action_space": "eef_delta"}, "do not go together"),
         ({"actions": (Channel("x", "rad"),)}, "gripper channel left_gripper, right_gripper is not an action"),
         ({"attention": "causal"}, "causal attention and pruning"),
@@ -76,7 +78,14 @@ def test_a_damaged_file_is_answered_with_one_sentence(change, sentence):
     change(data)
     with pytest.raises(LightVLAError, match=sentence) as error:
         PolicyContract.from_json(json.dumps(data), "contract.json")
+    assert str(error.value).startswith("contract.json")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "contract.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(LightVLAError, match=r"contract\.json is not text in UTF-8"):
+        PolicyContract.from_file(tmp_path / "contract.json")
 
 
 def test_a_missing_file_says_what_makes_one(tmp_path):

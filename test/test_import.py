@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 import torch
 import yaml
 from published_fixtures import (
+    FUSED_224,
     FUSED_384,
     SIGLIP_ONLY,
     SIGLIP_ONLY_384,
     Published,
     save_weights,
     statistics,
+    write_configuration,
     write_json,
     write_published,
 )
@@ -26,11 +29,14 @@ from safetensors.torch import load_file
 
 from lightvla_core import Observation, Policy
 from lightvla_core.checkpoint import load_model
-from lightvla_core.contract import Camera, PolicyContract
+from lightvla_core.contract import OPENVLA_PROMPT, VICUNA_PROMPT, Camera, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.importing import ImportOptions, plan_import, read_robot, write_import
 from lightvla_core.presets import aloha_contract
+from lightvla_core.published import read_model_config
 from lightvla_core.resources import resource
+from lightvla_ros.robots.description import check_contract, load_robot
+from lightvla_ros.robots.franka import description_for
 
 OFT = ImportOptions("oft", "libero")
 LIGHTVLA = ImportOptions("lightvla", "libero")
@@ -170,6 +176,40 @@ def test_every_decision_is_told_with_its_reason(libero: Published) -> None:
     assert all(decision.reason for decision in decisions.values())
 
 
+@pytest.mark.parametrize(
+    ("variant", "rows"),
+    [
+        ("openvla", {"pruner": "off"}),
+        ("oft", {"pruner": "off", "readout": "preceding"}),
+        ("lightvla", {"pruner": "on", "readout": "preceding", "multiplicity": "ignore"}),
+    ],
+)
+def test_only_what_has_an_effect_is_told(variant: str, rows: dict[str, str], tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "src", head="discrete", proprio=False).folder
+    told = {
+        decision.what: decision.value for decision in plan_import(folder, ImportOptions(variant, "libero")).decisions
+    }  # type: ignore[arg-type]
+    assert {what: told[what] for what in ("pruner", "readout", "multiplicity") if what in told} == rows
+
+
+@pytest.mark.parametrize(("backbone", "prompt"), [("llama2-7b-pure", OPENVLA_PROMPT), ("vicuna-v15-7b", VICUNA_PROMPT)])
+def test_the_language_model_decides_the_prompt(backbone: str, prompt: str, tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "src").folder
+    change_config(folder, llm_backbone_id=backbone)
+    plan = plan_import(folder, LIGHTVLA)
+    assert plan.contract.prompt_template == prompt
+    assert next(d for d in plan.decisions if d.what == "prompt").value == repr(prompt)
+
+
+@pytest.mark.parametrize(("key", "doubted"), [("bridge_orig", True), ("libero_goal", False), ("my_task", False)])
+def test_statistics_whose_name_says_another_robot_are_pointed_out(key: str, doubted: bool, tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "src").folder
+    write_json(folder / "dataset_statistics.json", {key: statistics("libero")})
+    told = next(d for d in plan_import(folder, LIGHTVLA).decisions if d.what == "statistics")
+    assert (told.value, "are they meant?" in told.reason) == (key, doubted)
+    assert "the only ones there (dataset_statistics.json)" in told.reason
+
+
 def test_explicit_arguments_win(libero: Published) -> None:
     options = ImportOptions(
         "lightvla",
@@ -224,6 +264,24 @@ def test_libero_is_executed_as_the_simulator_wants_it(libero: Published) -> None
     assert {(c.rotate, c.jpeg_quality, c.resize, c.crop_area) for c in contract.cameras} == {(180, 95, "lanczos3", 0.9)}
 
 
+def test_an_import_for_a_franka_fits_the_robot_that_executes_it(libero: Published) -> None:
+    contract = plan_import(libero.folder, dataclasses.replace(LIGHTVLA, robot="franka")).contract
+    robot = load_robot("franka", "")
+    check_contract(contract, robot)
+    channels = {channel.name: channel for channel in description_for(contract, robot).channels}
+    # 0.3 m/s and 0.8 rad/s, in units of 0.05 m and 0.5 rad.
+    assert (channels["eef_x"].upper, channels["eef_rz"].upper) == pytest.approx((6.0, 1.6))
+    assert (channels["gripper"].lower, channels["gripper"].upper) == (0.0, 1.0)
+    assert (contract.chunk_length, contract.control_rate, contract.normalization) == (8, 20.0, "bounds_q99")
+    assert [robot.camera_topic(name).split("/")[0] for name in contract.camera_names] == ["third_person", "wrist"]
+
+
+def test_libero_and_franka_have_the_same_channels() -> None:
+    libero, franka = read_robot("libero"), read_robot("franka")
+    for name in ("actions", "proprioception", "end_effector", "gripper", "chunk_length", "control_rate"):
+        assert libero[name] == franka[name]
+
+
 # -- statistics and tokenizer
 
 
@@ -265,6 +323,13 @@ def test_a_damaged_sentencepiece_model_is_refused_in_one_sentence(tmp_path: Path
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(LightVLAError, match=r"tokenizer\.model could not be converted to tokenizer\.json"):
+        plan_import(folder, LIGHTVLA)
+
+
+def test_a_tokenizer_that_is_no_text_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "src").folder
+    (folder / "tokenizer.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(LightVLAError, match=r"tokenizer\.json is not a tokenizer"):
         plan_import(folder, LIGHTVLA)
 
 
@@ -338,6 +403,11 @@ def break_config(folder: Path) -> None:
     write_json(folder / "config.json", {"model_type": "llama"})
 
 
+def change_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    write_json(path, json.loads(path.read_text()) | fields)
+
+
 DAMAGES = [
     (truncate_shard, r"model-00002-of-00003\.safetensors is truncated .*the tensor \S+ ends beyond"),
     (lose_shard, r"index\.json names the shard model-00003-of-00003\.safetensors, which is missing"),
@@ -351,7 +421,7 @@ DAMAGES = [
     (double_side_file, r"exactly one action_head--N_checkpoint\.pt, found action_head--150000_checkpoint\.pt, action"),
     (swap_statistics, r"dataset_statistics\.json: aloha_task\.action describes 14 numbers, but the contract has 7"),
     (lose_statistics, r"src has no statistics to un-normalize actions with"),
-    (break_config, r"config\.json is not an OpenVLA-like configuration"),
+    (break_config, r"config\.json, with preprocessor_config\.json, is not an OpenVLA-like configuration: it lacks"),
 ]
 
 
@@ -363,6 +433,62 @@ def test_damage_is_named_in_one_sentence_and_nothing_is_written(damage, sentence
         do_import(folder, tmp_path / "dst")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"timm_model_ids": 3}, "a value has another form than expected"),
+        ({"text_config": []}, "a value has another form than expected"),
+        ({"timm_model_ids": ["hf-hub:someone/tower"] * 2}, "'hf-hub:someone/tower' is no vision transformer"),
+        ({"timm_model_ids": ["resnet50"] * 2}, "'resnet50' is no vision transformer that timm knows"),
+        ({"tiny_vit_overrides": {SIGLIP_ONLY[0]: {"num_heads": 0}}}, "num_heads should be a whole number from 1"),
+        ({"text_config": {"num_attention_heads": 0}}, "config.json"),
+        ({"text_config": {"hidden_size": "16"}}, "config.json"),
+        ({"timm_override_act_layers": [None, "quick_gelu"]}, "timm_override_act_layers asks for 'quick_gelu'"),
+        ({"image_resize_strategy": "letterbox"}, "image_resize_strategy is 'letterbox'; supported is resize-naive"),
+        ({"use_fused_vision_backbone": False}, "use_fused_vision_backbone is False, but it lists 2 vision towers"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused_in_one_sentence(
+    fields: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    write_configuration(tmp_path, "libero", FUSED_224, 56, {})
+    change_config(tmp_path, **fields)
+    with pytest.raises(LightVLAError, match=sentence) as error:
+        read_model_config(tmp_path)
+    assert "config.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_vanish_while_they_are_read_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "src").folder
+    plan = plan_import(folder, LIGHTVLA)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(LightVLAError, match=r"cannot read .*model\.safetensors \(No such file"):
+        write_import(plan, tmp_path / "new" / "dst")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"pruning": [True]}, "pruning should be a JSON object"),
+        ({"proprioception": 8}, "proprioception should be a list"),
+        ({"statistics_key": ["a"]}, "statistics_key should be of type str"),
+        ({"cameras": ["front"]}, r"cameras\[0\] should be a JSON object"),
+        ({"cameras": []}, "lists no camera"),
+        ({"cameras": [{"name": "front", "crop_area": "most"}]}, r"cameras\[0\]: crop_area should be of type float"),
+        ({"robot": datetime.date(2025, 1, 2), "control_rate": None}, "control_rate should be of type float"),
+    ],
+)
+def test_a_robot_file_with_a_wrong_type_is_named_with_its_field(
+    fields: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    described = yaml.safe_load(resource("config/contracts/libero.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(described | fields))
+    with pytest.raises(LightVLAError, match=rf"mine\.yaml: .*{sentence}"):
+        read_robot(str(tmp_path / "mine.yaml"))
 
 
 class Bomb:
@@ -395,7 +521,12 @@ def test_a_head_of_another_robot_is_named_by_its_tensor(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (OPENVLA, "--variant openvla has no action head of kind l1"),
-        (dataclasses.replace(LIGHTVLA, robot="toaster"), "unknown robot 'toaster'; known are aloha, bridge, libero"),
+        (dataclasses.replace(OPENVLA, readout="preceding"), "--readout has no effect with --variant openvla"),
+        (dataclasses.replace(OFT, multiplicity="weighted"), "--multiplicity has no effect with --variant oft, only"),
+        (
+            dataclasses.replace(LIGHTVLA, robot="toaster"),
+            "unknown robot 'toaster'; known are aloha, bridge, franka, libero",
+        ),
         (dataclasses.replace(LIGHTVLA, film=True), "exactly one vision_backbone--N_checkpoint.pt, found none"),
         (dataclasses.replace(LIGHTVLA, control_rate=-1.0), "control_rate is -1.0 Hz"),
         (dataclasses.replace(LIGHTVLA, tokenizer=Path("/nowhere.json")), r"tokenizer /nowhere\.json does not exist"),

@@ -69,6 +69,10 @@ def lose_statistics(folder: Path) -> None:
     (folder / "dataset_statistics.json").unlink()
 
 
+def break_statistics(folder: Path) -> None:
+    (folder / "dataset_statistics.json").write_text("[1, 2]")
+
+
 def truncate_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -80,6 +84,7 @@ def truncate_weights(folder: Path) -> None:
         (lose_contract, "cannot read the contract"),
         (lose_tokenizer, "holds no tokenizer.json"),
         (lose_statistics, "dataset_statistics.json"),
+        (break_statistics, "dataset_statistics.json should hold statistics"),
         (truncate_weights, "model.safetensors is truncated"),
     ],
 )
@@ -97,6 +102,14 @@ def test_a_published_folder_without_weights_is_still_described(tmp_path: Path) -
     write_configuration(tmp_path / "src", "libero", FUSED_224, 56, {})
     found = inspect_folder(tmp_path / "src")
     assert ["holds no weights" in problem for problem in found.problems] == [True]
+
+
+@pytest.mark.parametrize("config", ["[]", '{"model_type": "openvla"}', '{"format": "lightvla/1", "model": 3}'])
+def test_a_configuration_of_any_content_is_told_and_never_raised(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    problems = inspect_folder(tmp_path).problems
+    assert any("config.json" in problem for problem in problems)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

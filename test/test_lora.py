@@ -14,15 +14,17 @@ from published_fixtures import Published, write_json, write_published
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightvla_core import lora
+from lightvla_core import lora, merging
 from lightvla_core.checkpoint import load_model
 from lightvla_core.errors import LightVLAError
 from lightvla_core.importing import ImportOptions, plan_import, write_import
+from lightvla_core.inspection import inspect_folder
 
 OPTIONS = ImportOptions("oft", "libero")
 RANK, ALPHA = 4, 8
 LINEAR = "language_model.model.layers.1.mlp.gate_proj"
 CONVOLUTION = "vision_backbone.featurizer.patch_embed.proj"
+UNUSED = ("featurizer.blocks.2.attn.qkv", "fused_featurizer.blocks.2.mlp.fc1", "fused_featurizer.attn_pool.kv")
 
 
 def write_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> dict[str, Tensor]:
@@ -70,7 +72,7 @@ def test_import_merges_an_adapter_that_is_not_in_the_weights(run, tmp_path):
 def test_import_leaves_alone_an_adapter_that_is_in_the_weights(run, tmp_path):
     """As the published training leaves its folders: merged weights and their lora_adapter/ side by side."""
     published, updates = run
-    lora.merge_folder(published.folder, published.folder, tmp_path / "merged")
+    merging.merge_folder(published.folder, published.folder, tmp_path / "merged")
     shutil.copytree(published.folder / lora.FOLDER, tmp_path / "merged" / lora.FOLDER)
     plan = plan_import(tmp_path / "merged", OPTIONS)
     decision = next(d for d in plan.decisions if d.what == "LoRA adapter")
@@ -98,7 +100,7 @@ def test_merging_offline_keeps_form_types_and_side_files(tmp_path):
     (tmp_path / "run").mkdir()
     updates = write_adapter(tmp_path / "run" / lora.FOLDER, shapes_of(base, LINEAR))
     write_json(tmp_path / "run/dataset_statistics.json", {"of": "the run"})
-    count = lora.merge_folder(base.folder, tmp_path / "run", tmp_path / "dst")
+    count = merging.merge_folder(base.folder, tmp_path / "run", tmp_path / "dst")
     assert count == 1
     merged = load_file(tmp_path / "dst/model.safetensors")
     expected = base.weights[f"{LINEAR}.weight"].double() + updates[f"{LINEAR}.weight"]
@@ -107,6 +109,47 @@ def test_merging_offline_keeps_form_types_and_side_files(tmp_path):
     assert json.loads((tmp_path / "dst/dataset_statistics.json").read_text()) == {"of": "the run"}
     assert (tmp_path / "dst/action_head--150000_checkpoint.pt").is_file()
     assert not list((tmp_path / "dst").glob("*.bin"))
+
+
+def test_a_side_file_of_the_run_replaces_the_one_of_the_base(tmp_path):
+    base = write_published(tmp_path / "base")
+    (tmp_path / "run").mkdir()
+    write_adapter(tmp_path / "run" / lora.FOLDER, shapes_of(base, LINEAR))
+    (tmp_path / "run/action_head--200000_checkpoint.pt").write_bytes(b"trained longer")
+    merging.merge_folder(base.folder, tmp_path / "run", tmp_path / "dst")
+    assert [path.name for path in (tmp_path / "dst").glob("action_head*")] == ["action_head--200000_checkpoint.pt"]
+    assert (tmp_path / "dst/proprio_projector--150000_checkpoint.pt").is_file()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of this package, its source, and a training run with an adapter for every linear layer of the source."""
+    published = write_published(tmp_path / "src")
+    write_import(plan_import(published.folder, OPTIONS), tmp_path / "own")
+    (tmp_path / "run").mkdir()
+    shapes = shapes_of(published, LINEAR, CONVOLUTION)
+    unused = {f"vision_backbone.{name}": (4, 4) for name in UNUSED}
+    updates = write_adapter(tmp_path / "run" / lora.FOLDER, shapes | unused)
+    return published, {name: updates[name] for name in published.weights if name in updates}
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_an_adapter_for_all_layers_merges_into_a_folder_that_lacks_the_unused_ones(own, tmp_path, offline):
+    published, updates = own
+    if offline:
+        assert merging.merge_folder(tmp_path / "own", tmp_path / "run", tmp_path / "dst") == len(updates)
+    else:
+        shutil.copytree(tmp_path / "run" / lora.FOLDER, tmp_path / "own" / lora.FOLDER)
+    assert_merged(tmp_path / ("dst" if offline else "own"), published, updates)
+
+
+def test_a_run_never_replaces_what_says_which_model_a_folder_of_this_package_is(own, tmp_path):
+    for name in ("config.json", "contract.json", "notes.txt"):
+        (tmp_path / "run" / name).write_text("the run's")
+    merging.merge_folder(tmp_path / "own", tmp_path / "run", tmp_path / "dst")
+    for name in ("config.json", "contract.json"):
+        assert (tmp_path / "dst" / name).read_text() == (tmp_path / "own" / name).read_text()
+    assert (tmp_path / "dst/notes.txt").is_file()
 
 
 @pytest.mark.parametrize("conv", [False, True])
@@ -141,7 +184,7 @@ def test_a_film_backbone_file_replaces_what_the_adapter_says_of_the_backbone(tmp
     updates = write_adapter(published.folder / lora.FOLDER, shapes)
     write_import(plan_import(published.folder, OPTIONS), tmp_path / "dst")
     assert_merged(tmp_path / "dst", published, updates)
-    lora.merge_folder(published.folder, published.folder, tmp_path / "merged")
+    merging.merge_folder(published.folder, published.folder, tmp_path / "merged")
 
 
 def test_low_rank_side_files_are_merged_with_the_published_scale(tmp_path):
@@ -169,6 +212,35 @@ def test_an_adapter_without_its_base_is_pointed_to_merge_lora(run, tmp_path):
         plan_import(published.folder, OPTIONS)
 
 
+@pytest.mark.parametrize("command", [lambda folder: plan_import(folder, OPTIONS), inspect_folder])
+@pytest.mark.parametrize("name", ["", lora.FOLDER])
+def test_an_adapter_alone_is_pointed_to_merge_lora(tmp_path, command, name):
+    write_adapter(tmp_path / lora.FOLDER, {"layer": (2, 2)})
+    with pytest.raises(LightVLAError, match="lightvla merge-lora BASE"):
+        command(tmp_path / name)
+
+
+def test_a_side_file_of_the_run_has_no_place_in_a_folder_of_this_package(own, tmp_path):
+    (tmp_path / "run/action_head--150000_checkpoint.pt").touch()
+    with pytest.raises(LightVLAError, match=r"action_head--150000_.*merge into the published base, then import"):
+        merging.merge_folder(tmp_path / "own", tmp_path / "run", tmp_path / "dst")
+
+
+def test_an_adapter_of_another_model_is_named_before_its_share_is_measured(run):
+    published, _ = run
+    change_adapter(published.folder / lora.FOLDER, {f"base_model.model.{LINEAR}.lora_A.weight": torch.ones(RANK, 5)})
+    with pytest.raises(LightVLAError, match=r"adapter_model\.safetensors: the tensor .*which do not fit"):
+        plan_import(published.folder, OPTIONS)
+
+
+def test_a_side_file_of_rank_zero_is_refused(tmp_path):
+    path = write_published(tmp_path / "src").folder / "action_head--150000_checkpoint.pt"
+    factors = {"fc1.lora_A.weight": torch.ones(0, 4), "fc1.lora_B.weight": torch.ones(4, 0)}
+    torch.save(torch.load(path, weights_only=True) | factors, path)
+    with pytest.raises(LightVLAError, match=r"_checkpoint\.pt: the tensor fc1\.lora_A\.weight has shape \(0, 4\)"):
+        plan_import(tmp_path / "src", OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
@@ -177,6 +249,8 @@ def test_an_adapter_without_its_base_is_pointed_to_merge_lora(run, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"alpha_pattern": {"q_proj": 3}}, "ranks or scales per layer"),
         ({"lora_alpha": None}, "expected r and lora_alpha"),
+        ({"r": 0}, "r should be a rank of at least 1, but is 0"),
+        ({"r": "8"}, "r should be a rank of at least 1, but is '8'"),
     ],
 )
 def test_more_than_plain_low_rank_updates_is_refused(tmp_path, config, sentence):
@@ -196,6 +270,7 @@ def change_adapter(folder: Path, change: dict[str, Tensor | None]) -> None:
     [
         ({f"base_model.model.{LINEAR}.lora_A.weight": None}, "but not the other factor of"),
         ({f"base_model.model.{LINEAR}.lora_A.weight": torch.ones(RANK, 5)}, "which do not fit"),
+        ({f"base_model.model.{LINEAR}.lora_A.weight": torch.ones(RANK)}, "a LoRA factor is a matrix"),
         ({f"base_model.model.{LINEAR}.lora_B.weight": torch.full((24, RANK), torch.nan)}, "holds NaN"),
         ({"base_model.model.x.lora_embedding_A": torch.ones(1)}, "is no LoRA factor of a linear layer"),
         (
@@ -211,7 +286,7 @@ def test_a_damaged_adapter_is_named_with_its_tensor(run, tmp_path, change, sente
     published, _ = run
     change_adapter(published.folder / lora.FOLDER, change)
     with pytest.raises(LightVLAError, match=sentence) as error:
-        lora.merge_folder(published.folder, published.folder / lora.FOLDER, tmp_path / "dst")
+        merging.merge_folder(published.folder, published.folder / lora.FOLDER, tmp_path / "dst")
     assert "adapter_model.safetensors" in str(error.value)
     assert not (tmp_path / "dst").exists()
 

@@ -57,6 +57,12 @@ def test_statistics_key_falls_back_to_its_no_noops_twin():
         ),
         ({"aloha_sim": {"action": {"min": [3.0] * 14, "max": [2.0] * 14}}}, "a min above its max"),
         ({"aloha_sim": {"action": {"min": ["x"] * 14, "max": [2.0] * 14}}}, "lacks"),
+        ({"aloha_sim": {"action": [1.0]}}, "aloha_sim.action lacks min and max as lists of numbers"),
+        ({"aloha_sim": {"action": None}}, "aloha_sim.action lacks min and max as lists of numbers"),
+        ({"aloha_sim": {"action": {**ENTRY, "mask": "all"}}}, "a mask that is no list of true and false"),
+        ({"aloha_sim": {"action": {**ENTRY, "mask": [True]}}}, "describes 1 numbers"),
+        ({"aloha_sim": [ENTRY]}, "statistics should hold statistics under the name of each data set"),
+        (["aloha_sim"], "statistics should hold statistics under the name of each data set"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(statistics, sentence):

@@ -44,6 +44,22 @@ def test_a_wrong_number_fails(tmp_path):
     assert failed == {"mid.score", "mid.keep_mask"}
 
 
+@pytest.mark.parametrize(
+    ("steps", "name", "tolerance"),
+    [
+        (10, "out.actions", parity.CHAIN_TOLERANCE),
+        (10, "aligned.noise_pred_per_step", parity.CHAIN_TOLERANCE),
+        (10, "mid.last_step_last_hidden", parity.CHAIN_TOLERANCE),
+        (10, "mid.score", parity.TOLERANCE),
+        (10, "input.proprio_normalized", parity.TOLERANCE),
+        (1, "out.actions", parity.TOLERANCE),
+    ],
+)
+def test_only_what_several_denoising_steps_produce_may_deviate_more(steps, name, tolerance):
+    case = parity.Case("case", SMALL, {"head": "diffusion", "diffusion_inference_steps": steps}, {})
+    assert parity.tolerance(case, name) == tolerance
+
+
 def test_an_unknown_quantity_is_listed_as_not_supported(tmp_path):
     case = parity.read_case(SMALL / "cases" / "pruner_0_eval.safetensors")
     extended = parity.Case(case.name, tmp_path, case.meta, {**case.tensors, "mid.unheard_of": torch.zeros(1)})

@@ -9,6 +9,7 @@ import pytest
 
 from lightvla_core import LightVLAError, Observation, Policy
 from lightvla_core.contract import Camera, Pruning
+from lightvla_core.inspection import inspect_folder
 from lightvla_core.normalization import Normalizer
 from lightvla_core.presets import aloha_contract, random_model, tiny, tiny_tokenizer
 from lightvla_core.processing import PromptEncoder
@@ -137,6 +138,24 @@ def test_a_device_that_is_not_there_is_refused(tiny_checkpoint, device, sentence
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(LightVLAError, match=sentence):
         Policy.from_checkpoint(tiny_checkpoint, device=device)
+
+
+def test_a_gpu_beyond_the_last_one_is_refused(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(LightVLAError, match="device cuda:7 was asked for, but torch sees 2 CUDA GPUs"):
+        Policy.from_checkpoint(tiny_checkpoint, device="cuda:7")
+
+
+def test_a_camera_size_that_the_towers_do_not_take_is_refused_on_loading(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    data = json.loads((copy / "contract.json").read_text())
+    data["cameras"][1]["width"] = 224
+    (copy / "contract.json").write_text(json.dumps(data))
+    sentence = r"contract\.json: camera cam_left_wrist has 112x224 px, but the vision towers .* take 112x112"
+    with pytest.raises(LightVLAError, match=sentence):
+        Policy.from_checkpoint(copy)
+    assert len(inspect_folder(copy).problems) == 1
 
 
 def test_a_contract_with_another_number_of_cameras_names_what_the_policy_expects(tiny_checkpoint, tmp_path):

@@ -147,6 +147,22 @@ def test_ignored_multiplicity_is_another_function_than_the_trained_one():
     assert not torch.allclose(weighted, ignored, atol=1e-3)
 
 
+# -- denoising
+
+
+def test_denoising_steps_share_the_vision_features_and_the_constant_part_of_the_scores(monkeypatch):
+    model = make_model(action_head="diffusion")
+    attended, seen, attend = [], [], pruner.attend
+    monkeypatch.setattr(pruner, "attend", lambda *inputs: attended.append(inputs[1].shape[1]) or attend(*inputs))
+    model.vision_backbone.register_forward_hook(lambda *_: seen.append(1))
+    text = draw_text(model, [8])
+    predict(model, draw_pixels(model, 1), text, draw_proprio(model, 1), draw_noise(model, 1))
+    changing = 1 + int(text.slots.sum())  # the timestep and the noisy actions
+    assert len(seen) == 1
+    assert attended[0] > changing
+    assert attended[1:] == [changing] * STEPS
+
+
 # -- options
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from lightvla_core.contract import Readout
 from lightvla_core.model.pruner import Selection
 
+PLACEHOLDER = 1  # the id in the action slots; its embedding is replaced by zeros or noisy actions
+
 # Where each readout finds the state for an action slot, relative to that slot.
 _READOUT_OFFSET: dict[Readout, int] = {"preceding": -1, "published_lightvla": 1}
 

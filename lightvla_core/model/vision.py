@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightvla_core.errors import LightVLAError
 from lightvla_core.model.config import TowerConfig
 
 
@@ -35,16 +36,27 @@ def build_tower(config: TowerConfig) -> nn.Module:
     """A timm vision transformer reduced to what the policy reads: the patch tokens of the last block but one.
 
     The published features stop there, before the final norm; the last block is therefore not built at all.
+    Raises LightVLAError for sizes that do not go together.
     """
     overrides = {
         key: value for key in ("embed_dim", "depth", "num_heads") if (value := getattr(config, key)) is not None
     }
-    tower = timm.create_model(
-        config.timm_id, pretrained=False, num_classes=0, global_pool="", img_size=config.image_size, **overrides
-    )
+    try:
+        tower = timm.create_model(
+            config.timm_id, pretrained=False, num_classes=0, global_pool="", img_size=config.image_size, **overrides
+        )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise LightVLAError(f"the vision tower {config.timm_id} cannot be built as configured ({reason})") from None
     tower.blocks = tower.blocks[:-1]
     tower.norm = nn.Identity()
     return cast(nn.Module, tower)
+
+
+def tower_depth(config: TowerConfig) -> int:
+    """Blocks of the whole tower, the last one included."""
+    with torch.device("meta"):
+        return config.depth or 1 + len(cast(nn.Sequential, build_tower(config).blocks))
 
 
 def run_tower(tower: nn.Module, images: Tensor, language: Tensor | None) -> Tensor:
