@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,25 @@ else:
     from geometry_msgs.msg import PoseStamped, TransformStamped, TwistStamped
     from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
     from lifecycle_msgs.srv import ChangeState
+    from rclpy.action import get_action_names_and_types
     from rclpy.context import Context
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import JointState
     from std_msgs.msg import Float64MultiArray, String
     from std_srvs.srv import Trigger
+    from test_robot_franka import ROBOT as FR3
+    from test_robot_franka import contract as franka_contract
     from tf2_msgs.msg import TFMessage
     from trajectory_msgs.msg import JointTrajectory
 
-    from lightvla_core.presets import write_tiny
+    from lightvla_core.checkpoint import save_checkpoint
+    from lightvla_core.contract import Camera, Channel, PolicyContract
+    from lightvla_core.presets import random_weights, tiny, tiny_tokenizer, write_tiny
     from lightvla_ros.chunk_message import to_message
+    from lightvla_ros.inbox import Inbox
     from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
+    from lightvla_ros.robots.adapter import select_sources
+    from lightvla_ros.robots.state_inbox import subscribe_state
 
     PATIENCE = 40.0
 
@@ -62,10 +70,10 @@ else:
         def _on_state(self, message: Any) -> None:
             self.state = message.data
 
-        def start(self, module: str, *parameters: str) -> None:
+        def start(self, module: str, *parameters: str, **environment_changes: str) -> None:
             words = [word for parameter in parameters for word in ("-p", parameter)]
             command = [sys.executable, "-m", module, "--ros-args", *words]
-            environment = {**os.environ, **processes.transport_environment()}
+            environment = {**os.environ, **processes.transport_environment(), **environment_changes}
             with (self._logs / module).open("wb") as log:
                 self._running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
@@ -131,15 +139,14 @@ else:
 
         bench.node.create_timer(0.02, publish)
 
-    def send_chunks(bench: Bench) -> None:
+    def send_chunks(bench: Bench, contract: PolicyContract, goal: Sequence[float]) -> None:
+        """Chunks whose every step is the goal, as it is when they are sent."""
         publisher = bench.node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST_QOS)
-        goal = START.copy()
-        goal[6] = 0.0
         sequence = iter(range(10**6))
 
         def publish() -> None:
             stamp = bench.node.get_clock().now().nanoseconds * 1e-9
-            publisher.publish(to_message(chunk(aloha_contract(), goal, stamp, next(sequence))))
+            publisher.publish(to_message(chunk(contract, np.array(goal), stamp, next(sequence))))
 
         bench.node.create_timer(0.2, publish)
 
@@ -166,7 +173,7 @@ else:
         bench.until(lambda: bench.change("executor", 1))
         assert bench.change("executor", 3)
         bench.until(lambda: bench.trigger("arm")[0])
-        send_chunks(bench)
+        send_chunks(bench, aloha_contract(), [*START[:6], 0.0, *START[7:]])
         bench.until(lambda: len(arms) > 20 and len(staying) > 20)
 
         def motor(message: Any) -> float:
@@ -257,3 +264,101 @@ else:
         assert targets[-1].header.frame_id == "fr3_link0"
         target = targets[-1].pose.position
         assert np.linalg.norm(np.subtract((target.x, target.y, target.z), (0.307, 0.0, 0.487))) < 0.3
+
+    def write_joint_policy(folder: Path) -> Path:
+        """A tiny checkpoint with random weights that moves the joints a little around the ready pose."""
+        joints = FR3.channels[:7]
+        channels = (*(Channel(c.name, "rad") for c in joints), Channel("gripper", "normalized"))
+        centre, reach = np.array([*(c.start for c in joints), 0.5]), np.array([0.2] * 7 + [0.5])
+        contract = franka_contract(
+            cameras=(Camera("wrist", 112, 112),), proprioception=channels, actions=channels,
+            action_space="joint_position", end_effector=None, normalization="bounds",
+        )  # fmt: skip
+        bounds = {"min": (centre - reach).tolist(), "max": (centre + reach).tolist()}
+        weights = random_weights(tiny(), contract, 0).items()
+        statistics = {"test": {"action": bounds, "proprio": bounds}}
+        save_checkpoint(folder, tiny(), contract, statistics, tiny_tokenizer().to_str(), weights)
+        return folder
+
+    def assert_stop_repeats_the_last(bench: Bench, arms: list[Any]) -> None:
+        assert bench.trigger("estop")[0]
+        count = len(arms)
+        bench.until(lambda: len(arms) > count + 5)
+        assert bench.state.startswith("stopped: emergency stop")
+        assert arms[-1].points[0].positions == arms[-2].points[0].positions
+
+    def test_franka_joint_policy_closed_loop(bench: Bench, tmp_path: Path) -> None:
+        checkpoint = write_joint_policy(tmp_path / "joints")
+        arms = bench.keep(JointTrajectory, "fr3_arm_controller/joint_trajectory")
+        states = bench.keep(JointState, "franka/joint_states")
+        bring_up_franka(bench, checkpoint)
+        bench.until(lambda: bench.trigger("arm")[0])
+        before = np.array(states[-1].position)
+        bench.until(lambda: len(arms) > 20)
+        assert [list(arms[0].joint_names), len(arms[0].points)] == [[c.joint for c in FR3.channels[:7]], 1]
+        bench.until(lambda: np.abs(np.array(states[-1].position) - before).max() > 0.01)
+        assert bench.state == "armed"
+        assert_stop_repeats_the_last(bench, arms)
+
+    def bring_up_executor(bench: Bench, wish: list[float], *parameters: str, **environment: str) -> None:
+        """Simulated Franka and executor, armed, under chunks that ask for what `wish` holds."""
+        bench.start("lightvla_ros.sim.sim_node", "robot:=franka", "cameras:=[wrist]", **environment)
+        bench.start(
+            "lightvla_ros.executor_node", "robot:=franka", "real_time_priority:=0", "state_timeout:=2.0", *parameters,
+            **environment,
+        )  # fmt: skip
+        publisher = bench.node.create_publisher(String, "policy/contract", LATCHED_QOS)
+        publisher.publish(String(data=franka_contract().to_json()))
+        send_chunks(bench, franka_contract(), wish)
+        bench.until(lambda: bench.change("executor", 1))
+        assert bench.change("executor", 3)
+        bench.until(lambda: bench.trigger("arm")[0])
+
+    def test_franka_deltas_by_joint_trajectory_closed_loop(bench: Bench) -> None:
+        arms = bench.keep(JointTrajectory, "fr3_arm_controller/joint_trajectory")
+        poses = bench.keep(PoseStamped, "franka_robot_state_broadcaster/current_pose")
+        # 0.2 of a full delta to the side: 0.2 m/s.
+        bring_up_executor(bench, [0.0, 0.2, 0.0, 0.0, 0.0, 0.0, 1.0], "command_type:=joint_trajectory")
+        bench.until(lambda: bool(poses) and poses[-1].pose.position.y > 0.1)
+        position, turned = poses[-1].pose.position, poses[-1].pose.orientation
+        np.testing.assert_allclose([position.x, position.z], [0.307, 0.487], atol=0.01)
+        assert abs(turned.x) > 0.999
+        assert_stop_repeats_the_last(bench, arms)
+
+    def without_franka_msgs(folder: Path) -> str:
+        """A PYTHONPATH on which control_msgs is, and franka_msgs is not."""
+        spec = importlib.util.find_spec("control_msgs")
+        assert spec is not None
+        assert spec.origin is not None
+        folder.mkdir()
+        (folder / "control_msgs").symlink_to(Path(spec.origin).parent)
+        return str(folder)
+
+    def test_franka_gripper_by_control_msgs_where_there_is_no_franka_msgs(bench: Bench, tmp_path: Path) -> None:
+        fingers = bench.keep(JointState, "franka_gripper/joint_states")
+        wish = [0.0] * 6 + [-1.0]
+        bring_up_executor(bench, wish, PYTHONPATH=without_franka_msgs(tmp_path / "packages"))
+        for value, reached in ((-1.0, lambda position: position < 0.002), (1.0, lambda position: position > 0.038)):
+            wish[6] = value
+            bench.until(lambda reached=reached: bool(fingers) and reached(fingers[-1].position[0]))
+        actions = [name for name, _ in get_action_names_and_types(bench.node)]
+        assert actions == ["/franka_gripper/gripper_action"]
+
+    def test_bytes_that_are_no_transform_do_not_end_the_hearing_of_others(bench: Bench) -> None:
+        (source,) = select_sources(FR3, ("end_effector",), "tf")
+        inbox, heard = Inbox(bench.node), list[Any]()
+        subscribe_state(inbox, source, heard.append)
+        inbox.start()
+        publisher = bench.node.create_publisher(TFMessage, "/tf", 100)
+        item = TransformStamped(child_frame_id=source.tip)
+        item.header.frame_id = source.base
+
+        def publish() -> bool:
+            publisher.publish(bytes([0, 1, 0, 0]) + b"\xff" * 40)
+            publisher.publish(TFMessage(transforms=[item]))
+            return len(heard) > 5
+
+        try:
+            bench.until(publish)
+        finally:
+            inbox.close()

@@ -1,4 +1,4 @@
-"""Franka: limits in the contract's units, proprioception, twists, pose targets and the workspace."""
+"""Franka: limits in the contract's units, proprioception, and what is sent for a command, whatever is measured."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, Policy
 from lightvla_core.errors import LightVLAError
 from lightvla_core.resources import resource
 from lightvla_ros.robots.description import GripperAction, check_contract, load_robot
-from lightvla_ros.robots.franka import (
-    PoseTarget,
-    description_for,
-    in_base,
-    proprioception,
-    within_workspace,
-)
+from lightvla_ros.robots.franka import EEF, description_for, proprioception
 from lightvla_ros.robots.gripper import GripperEdges, opening_of, value_of_opening
-from lightvla_ros.robots.rotations import Pose, axis_angle, matrix, quaternion, rotation_of, turn
+from lightvla_ros.robots.pose_target import PoseTarget, in_base, within_workspace
+from lightvla_ros.robots.rotations import POSE_VALUES, Pose, axis_angle, matrix, quaternion, rotation_of, turn
 
 ROBOT = load_robot("franka", "")
-EEF = ("eef_x", "eef_y", "eef_z", "eef_rx", "eef_ry", "eef_rz")
 FACTS = ROBOT.end_effector
 assert FACTS is not None
 STATES = {
@@ -45,7 +39,11 @@ def contract(**changes: object) -> PolicyContract:
     fields: dict[str, object] = {
         "robot": "franka",
         "cameras": (Camera("wrist"),),
-        "proprioception": (*(Channel(n, "m") for n in EEF), Channel("finger_left", "m"), Channel("finger_right", "m")),
+        "proprioception": (
+            *(Channel(n, "m" if n in EEF[:3] else "rad") for n in EEF),
+            Channel("finger_left", "m"),
+            Channel("finger_right", "m"),
+        ),
         "actions": tuple(Channel(n, "normalized") for n in (*EEF, "gripper")),
         "action_space": "eef_delta",
         "chunk_length": 8,
@@ -92,12 +90,11 @@ def test_turn_is_applied_from_the_left(first: np.ndarray, second: np.ndarray) ->
     np.testing.assert_allclose(rotation_of(turn(start, end)) @ start, end, atol=1e-7)
 
 
-@given(first=vectors, second=vectors)
-def test_inverse_pose_undoes_a_pose(first: np.ndarray, second: np.ndarray) -> None:
-    pose = Pose(first, rotation_of(second))
-    back = pose.inverse().then(pose)
-    np.testing.assert_allclose(back.position, np.zeros(3), atol=1e-9)
-    np.testing.assert_allclose(back.rotation, np.eye(3), atol=1e-9)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", POSE_VALUES)
+def test_a_pose_that_is_not_finite_is_none(name: str, value: float) -> None:
+    with pytest.raises(LightVLAError, match=f"not finite: {name}"):
+        Pose.from_values({**STATES["end_effector"], name: value})
 
 
 def test_libero_proprioception_is_pose_and_mirrored_fingers() -> None:
@@ -106,7 +103,7 @@ def test_libero_proprioception_is_pose_and_mirrored_fingers() -> None:
 
 
 def test_joint_proprioception_and_gripper_in_the_contracts_sign() -> None:
-    wanted = tuple(Channel(n, "rad") for n in ("joint7", "joint1", "gripper"))
+    wanted = (Channel("joint7", "rad"), Channel("joint1", "rad"), Channel("gripper", "normalized"))
     np.testing.assert_allclose(proprioception(contract(proprioception=wanted), ROBOT, STATES), [0.7, 0.1, 0.5])
 
 
@@ -142,6 +139,10 @@ def test_gripper_without_a_sign_is_refused() -> None:
         ({"robot": "aloha"}, "trained for robot aloha"),
         ({"actions": (*contract().actions, Channel("joint1", "rad"))}, "has no channel joint1"),
         ({"proprioception": (Channel("elbow", "rad"),)}, "no channel elbow"),
+        (
+            {"proprioception": (Channel("eef_rx", "m"),)},
+            "proprioception eef_rx is in m, but robot franka gives it in rad",
+        ),
     ],
 )
 def test_mismatch_with_the_contract_is_one_sentence(changes: dict[str, object], sentence: str) -> None:
@@ -178,26 +179,60 @@ def test_tool_frame_deltas_turn_with_the_tool() -> None:
 
 
 MEASURED = Pose(np.array([0.4, 0.0, 0.3]), np.eye(3))
+PERIOD = 0.05
 
 
 def test_pose_target_integrates_and_turns_from_the_left() -> None:
     target = PoseTarget(FACTS)
     tilted = replace(MEASURED, rotation=rotation_of(np.array([1.0, 0.0, 0.0])))
-    pose = target.advance(np.array([0.1, 0, 0, 0, 0, 0.5]), 0.1, tilted)
-    np.testing.assert_allclose(pose.position, [0.41, 0, 0.3])
-    np.testing.assert_allclose(pose.rotation, rotation_of(np.array([0, 0, 0.05])) @ tilted.rotation, atol=1e-12)
+    target.start(tilted)
+    target.advance(np.array([0.1, 0, 0, 0, 0, 0.5]), 0.1, tilted)
+    assert target.pose is not None
+    np.testing.assert_allclose(target.pose.position, [0.41, 0, 0.3])
+    np.testing.assert_allclose(target.pose.rotation, rotation_of(np.array([0, 0, 0.05])) @ tilted.rotation, atol=1e-12)
 
 
-def test_pose_target_of_a_blocked_arm_stays_near_it_and_a_stop_repeats_it() -> None:
+def test_pose_target_of_a_blocked_arm_stays_near_it_and_comes_back_at_once() -> None:
     target = PoseTarget(FACTS)
+    target.start(MEASURED)
+    down = np.array([0, 0, -0.3, 0, 0.8, 0])
     for _ in range(200):
-        pose = target.advance(np.array([0, 0, -0.3, 0, 0.8, 0]), 0.05, MEASURED)
-        assert np.linalg.norm(pose.position - MEASURED.position) <= FACTS.max_lead[0] + 1e-9
-        assert np.linalg.norm(turn(MEASURED.rotation, pose.rotation)) <= FACTS.max_lead[1] + 1e-9
-    elsewhere = replace(MEASURED, position=np.array([0.5, 0.2, 0.3]))
-    assert target.advance(np.zeros(6), 0.05, elsewhere) is pose
-    target.reset()
-    np.testing.assert_array_equal(target.advance(np.zeros(6), 0.05, elsewhere).position, elsewhere.position)
+        target.advance(down, PERIOD, MEASURED)
+        assert target.pose is not None
+        assert np.linalg.norm(target.pose.position - MEASURED.position) <= FACTS.max_lead[0] + 1e-9
+        assert np.linalg.norm(turn(MEASURED.rotation, target.pose.rotation)) <= FACTS.max_lead[1] + 1e-9
+        target.require_followed(MEASURED, PERIOD)
+    deepest = target.pose.position[2]
+    target.advance(-down, PERIOD, MEASURED)
+    assert target.pose.position[2] == pytest.approx(deepest + 0.3 * PERIOD)
+
+
+@given(twist=arrays(np.float64, 6, elements=st.floats(-0.8, 0.8)), glitch=vectors, tilt=vectors)
+def test_a_false_pose_never_moves_the_target_more_than_the_twist(
+    twist: np.ndarray, glitch: np.ndarray, tilt: np.ndarray
+) -> None:
+    target = PoseTarget(FACTS)
+    before = target.start(MEASURED)
+    target.advance(twist, PERIOD, Pose(MEASURED.position + glitch, rotation_of(tilt)))
+    assert target.pose is not None
+    assert (np.abs(target.pose.position - before.position) <= np.abs(twist[:3]) * PERIOD + 1e-9).all()
+    assert np.linalg.norm(turn(before.rotation, target.pose.rotation)) <= np.linalg.norm(twist[3:]) * PERIOD + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "sentence"),
+    [
+        (replace(MEASURED, position=np.array([0.5, 0.0, 0.3])), "0.100 m from the pose target"),
+        (replace(MEASURED, rotation=rotation_of(np.array([0.4, 0.0, 0.0]))), "0.400 rad from the pose target"),
+    ],
+)
+def test_an_arm_that_is_far_from_its_pose_target_is_a_tracking_error(elsewhere: Pose, sentence: str) -> None:
+    target = PoseTarget(FACTS)
+    target.require_followed(elsewhere, PERIOD)
+    target.start(MEASURED)
+    target.require_followed(MEASURED, PERIOD)
+    with pytest.raises(LightVLAError, match=f"tracking error: the measured pose is {sentence}"):
+        target.require_followed(elsewhere, PERIOD)
 
 
 HAND = ROBOT.gripper_action

@@ -22,11 +22,15 @@ POLICIES = ROOT / "config" / "sros2"
 Graph = dict[str, dict[str, list[str]]]
 Live = Callable[..., Graph]
 
-# What the files allow beyond the graphs that are looked at here: joint-space policies and another gripper driver.
+# What the files allow beyond the graphs that are looked at here: joint trajectories and other gripper drivers.
 OTHER_FRANKA = {
     "/fr3_arm_controller/joint_trajectory",
     "/franka/joint_states",
     "/franka_gripper/gripper_action",
+    "/fr3_gripper/grasp",
+    "/fr3_gripper/gripper_action",
+    "/fr3_gripper/joint_states",
+    "/fr3_gripper/move",
 }
 
 
@@ -127,6 +131,7 @@ def test_asked_for_security_without_keys_or_plugins_the_node_does_not_start(tmp_
     )
     assert result.returncode != 0
     assert "disarmed" not in result.stderr  # the first thing that a node which runs says
+    assert "Traceback" not in result.stderr
 
 
 def test_no_module_unpickles_or_runs_what_came_from_elsewhere() -> None:

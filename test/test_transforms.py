@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,3 +51,20 @@ def test_reordered_messages_lose_and_a_clock_that_jumped_back_wins() -> None:
     assert tree.lookup("base", "tip").pose.position[0] == 1.0
     tree.put("tip", link("base", 3.0, 1.0))
     assert tree.lookup("base", "tip").pose.position[0] == 3.0
+
+
+def test_a_bad_transform_drops_only_itself() -> None:
+    messages = pytest.importorskip("geometry_msgs.msg", reason="no ROS 2 here")
+
+    def transform(child: str, x: float = 1.0, w: float = 1.0) -> Any:
+        message = messages.TransformStamped(child_frame_id=child)
+        message.header.frame_id, message.header.stamp.sec = "base", 5
+        message.transform.translation.x, message.transform.rotation.w = x, w
+        return message
+
+    tree = TransformTree()
+    tree.put_stamped([transform("turned", w=0.0), transform("lost", x=math.nan), transform("good")], static=False)
+    assert tree.lookup("base", "good").stamp == 5.0
+    for frame in ("turned", "lost"):
+        with pytest.raises(LightVLAError, match=f"it ends at {frame}"):
+            tree.lookup("base", frame)

@@ -49,15 +49,23 @@ class RobotAdapter(Protocol):
     def measure(self, states: States) -> NDArray[np.float64]:
         """The measured action channels, (channels,), contract order; raises LightVLAError where something is missing.
 
-        A channel that is a velocity is measured as 0: commands start from standstill.
+        A channel that is a velocity is measured as 0: commands start from standstill. So that this hides nothing, it
+        raises too where the state behind such a channel is not usable, or does not follow what was commanded.
         """
         ...
 
-    def messages(self, command: NDArray[np.float64], states: States, now: Now) -> Iterator[tuple[str, Any]]:
+    def messages(
+        self, command: NDArray[np.float64], states: States, now: Now, holding: bool
+    ) -> Iterator[tuple[str, Any]]:
         """What to send for a command (channels,): endpoint name and message (an action: its goal).
 
+        holding: the command is the latched target of a stop: nothing begins that was not under way
         Called once a control period. May yield nothing for an endpoint where there is nothing new to say.
         """
+        ...
+
+    def goal_failed(self, goal: Any, accepted: bool) -> None:
+        """An action refused a goal of `messages`, or accepted and did not reach it; from another thread."""
         ...
 
     def set_period(self, period: float) -> None:

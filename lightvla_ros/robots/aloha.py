@@ -98,10 +98,15 @@ class AlohaAdapter:
     def measure(self, states: States) -> NDArray[np.float64]:
         return proprioception(self._channels, states)
 
-    def messages(self, command: NDArray[np.float64], states: States, now: Now) -> Iterator[tuple[str, Any]]:
+    def messages(
+        self, command: NDArray[np.float64], states: States, now: Now, holding: bool
+    ) -> Iterator[tuple[str, Any]]:
         by_arm = {c.arm: c for c in commands(self.robot.channels, command[self._order])}
         for topic in self._topics:
             yield topic.topic, topic.build(by_arm[topic.arm])
+
+    def goal_failed(self, goal: Any, accepted: bool) -> None:
+        """Nothing: no goals are sent."""
 
 
 def _measured(channel: RobotChannel, states: Mapping[str, Mapping[str, float]]) -> float:
@@ -124,22 +129,15 @@ def _arm_command(arm: str, wanted: Sequence[tuple[RobotChannel, float]]) -> ArmC
 
 
 def _trajectory_topics(arms: Sequence[str], period: float) -> tuple[CommandTopic, ...]:
-    from builtin_interfaces.msg import Duration
-    from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+    from trajectory_msgs.msg import JointTrajectory
 
-    seconds, nanoseconds = divmod(round(period * 1e9), 1_000_000_000)
-    reached = Duration(sec=seconds, nanosec=nanoseconds)
-
-    def message(names: Sequence[str], positions: Sequence[float]) -> Any:
-        # Stamp 0 starts now, and positions alone leave the velocity to the controller's interpolation.
-        point = JointTrajectoryPoint(positions=list(positions), time_from_start=reached)
-        return JointTrajectory(joint_names=list(names), points=[point])
+    from lightvla_ros.robots.messages import joint_trajectory
 
     def arm_message(command: ArmCommand) -> Any:
-        return message(command.joints, command.positions)
+        return joint_trajectory(command.joints, command.positions, period)
 
     def gripper_message(command: ArmCommand) -> Any:
-        return message([command.gripper_joint], [command.gripper])
+        return joint_trajectory([command.gripper_joint], [command.gripper], period)
 
     return tuple(
         CommandTopic(arm, f"{arm}/{controller}/joint_trajectory", JointTrajectory, build)

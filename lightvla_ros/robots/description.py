@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from lightvla_core.contract import ActionSpace, PolicyContract, Unit
+from lightvla_core.contract import ActionSpace, Channel, PolicyContract, Unit
 from lightvla_core.errors import LightVLAError
 from lightvla_core.resources import resource
+from lightvla_ros.robots.kinematics import Kinematics
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class RobotChannel:
 
 
 SourceKind = Literal["joint_state", "pose", "tf"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
 
 
@@ -98,6 +100,7 @@ class StateChannel:
     """One number of the proprioception. source: the StateSource it comes from; start: its value at the start pose."""
 
     name: str
+    unit: Unit
     source: str
     start: float
 
@@ -108,21 +111,26 @@ class EndEffectorFacts:
 
     base_frame: of poses and of deltas in frame `base`; tool_frame: of deltas in frame `tool`
     workspace_lower, workspace_upper: where the end effector may be, (3,) m, base frame
+    max_speed: of each axis, m/s and rad/s
     max_lead: largest distance between a pose target and the measured pose, m and rad
+    kinematics: of the joint channels, in their order, to the tool frame
     """
 
     base_frame: str
     tool_frame: str
     workspace_lower: tuple[float, float, float]
     workspace_upper: tuple[float, float, float]
+    max_speed: tuple[float, float]
     max_lead: tuple[float, float]
+    kinematics: Kinematics
 
     def __post_init__(self) -> None:
         pairs = zip(self.workspace_lower, self.workspace_upper, strict=True)
         if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in pairs):
             raise LightVLAError(f"workspace: {self.workspace_lower} is not below {self.workspace_upper}")
-        if not all(math.isfinite(lead) and lead > 0 for lead in self.max_lead):
-            raise LightVLAError(f"max_lead is {self.max_lead}, not positive numbers")
+        for key in ("max_speed", "max_lead"):
+            if not all(math.isfinite(value) and value > 0 for value in getattr(self, key)):
+                raise LightVLAError(f"{key} is {getattr(self, key)}, not positive numbers")
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ class RobotDescription:
             sources = tuple(StateSource(arm, topic) for arm, topic in self.joint_state_topics.items())
             object.__setattr__(self, "sources", sources)
         if not self.states:
-            states = tuple(StateChannel(c.name, c.arm, c.start) for c in self.channels)
+            states = tuple(StateChannel(c.name, c.unit, c.arm, c.start) for c in self.channels)
             object.__setattr__(self, "states", states)
         names = [c.name for c in self.channels]
         doubled = sorted({n for n in names if names.count(n) > 1})
@@ -252,20 +260,31 @@ def check_contract(contract: PolicyContract, robot: RobotDescription) -> None:
     foreign = [n for n in contract.action_names if n not in needed]
     if foreign:
         raise LightVLAError(f"robot {robot.robot} has no channel {', '.join(foreign)}; it has {', '.join(needed)}")
-    robot.select_states(contract.proprio_names)
-    if robot.end_effector is not None:
-        return
-    for channel, known in zip(contract.actions, robot.select(contract.action_names), strict=True):
-        if channel.unit != known.unit:
-            raise LightVLAError(
-                f"action {channel.name} is in {channel.unit}, but robot {robot.robot} takes it in {known.unit}"
-            )
+    _check_units(contract, robot)
     gripper = contract.gripper
-    if gripper is not None and (gripper.closed, gripper.open) != (0.0, 1.0):
+    # A gripper that is driven by actions takes either sign.
+    if robot.gripper_action is None and gripper is not None and (gripper.closed, gripper.open) != (0.0, 1.0):
         raise LightVLAError(
             f"robot {robot.robot} takes grippers as 0 closed, 1 open, but the policy's are {gripper.closed} closed, "
             f"{gripper.open} open"
         )
+
+
+def _check_units(contract: PolicyContract, robot: RobotDescription) -> None:
+    known: list[tuple[str, Channel, Unit]] = [
+        ("proprioception", channel, state.unit)
+        for channel, state in zip(contract.proprioception, robot.select_states(contract.proprio_names), strict=True)
+    ]
+    # A delta's unit goes with its scale, which is in the contract too: that is checked where the two are used.
+    if contract.action_space != "eef_delta":
+        robot_channels = robot.select(contract.action_names)
+        known += [("action", c, channel.unit) for c, channel in zip(contract.actions, robot_channels, strict=True)]
+    for what, channel, unit in known:
+        if channel.unit != unit:
+            verb = "takes" if what == "action" else "gives"
+            raise LightVLAError(
+                f"{what} {channel.name} is in {channel.unit}, but robot {robot.robot} {verb} it in {unit}"
+            )
 
 
 class _Fields:
@@ -383,8 +402,10 @@ def _parse_end_effector_robot(data: _Fields, variant: str) -> RobotDescription:
     frames = {key: data.text(key) for key in ("base_frame", "tool_frame")}
     sources = tuple(_source(str(name), fields, frames) for name, fields in data.mapping("sources").items())
     joints = tuple(_arm_joint(_Fields(joint, "a joint")) for joint in data.items("joints"))
-    end_effector, facts = _end_effector(data.fields("end_effector"), frames)
+    kinematics = _kinematics(data.fields("kinematics"), len(joints))
+    end_effector, facts = _end_effector(data.fields("end_effector"), frames, kinematics)
     gripper, action = _gripper_by_action(data.fields("gripper"), variant)
+    sources = (*sources, StateSource("fingers", f"{action.topic}/joint_states"))
     states = tuple(_state(_Fields(state, "a state")) for state in data.items("states"))
     cameras = {str(name): str(topic) for name, topic in data.mapping("cameras").items()}
     data.end()
@@ -420,7 +441,18 @@ def _arm_joint(fields: _Fields) -> RobotChannel:
     return RobotChannel(name=name, unit="rad", arm="arm", joint=joint, state_joint=joint, start=start, **limits)
 
 
-def _end_effector(fields: _Fields, frames: dict[str, str]) -> tuple[tuple[RobotChannel, ...], EndEffectorFacts]:
+def _kinematics(fields: _Fields, joints: int) -> Kinematics:
+    links = tuple(_three(link) for link in fields.items("links"))
+    tool = (fields.number("tool_distance"), fields.number("tool_turn"))
+    fields.end()
+    if len(links) != joints:
+        raise LightVLAError(f"kinematics has {len(links)} links for {joints} joints")
+    return Kinematics(links, tool)
+
+
+def _end_effector(
+    fields: _Fields, frames: dict[str, str], kinematics: Kinematics
+) -> tuple[tuple[RobotChannel, ...], EndEffectorFacts]:
     """Velocities are the channels: position limits are speeds, and limits of change are accelerations."""
     speed = (fields.number("max_linear_speed"), fields.number("max_angular_speed"))
     acceleration = (fields.number("max_linear_acceleration"), fields.number("max_angular_acceleration"))
@@ -437,12 +469,15 @@ def _end_effector(fields: _Fields, frames: dict[str, str]) -> tuple[tuple[RobotC
         )
         for i, axis in enumerate(_EEF)
     )  # fmt: skip
-    return channels, EndEffectorFacts(**frames, workspace_lower=lower, workspace_upper=upper, max_lead=lead)
+    facts = EndEffectorFacts(
+        **frames, workspace_lower=lower, workspace_upper=upper, max_speed=speed, max_lead=lead, kinematics=kinematics
+    )
+    return channels, facts
 
 
 def _three(values: list[Any]) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise LightVLAError(f"expected three numbers (x, y, z), but got {values}")
+        raise LightVLAError(f"expected three numbers, but got {values}")
     return float(values[0]), float(values[1]), float(values[2])
 
 
@@ -452,9 +487,9 @@ def _gripper_by_action(data: _Fields, variant: str) -> tuple[RobotChannel, Gripp
     if variant not in variants:
         raise LightVLAError(f"there is no gripper {variant!r}; there are {', '.join(variants)}")
     chosen = _Fields(variants[variant], f"gripper {variant}")
-    topic, joint = chosen.text("topic"), chosen.text("joint")
+    topic, joint = chosen.text("node"), data.text("joint")
     numbers = {
-        key: chosen.number(key)
+        key: data.number(key)
         for key in ("max_width", "speed", "force", "epsilon", "close_below", "open_above", "min_interval")
     }
     chosen.end()
@@ -471,7 +506,10 @@ def _gripper_by_action(data: _Fields, variant: str) -> tuple[RobotChannel, Gripp
 
 
 def _state(fields: _Fields) -> StateChannel:
-    state = StateChannel(fields.text("name"), fields.text("source"), fields.number("start"))
+    name, unit, source = (fields.text(key) for key in ("name", "unit", "source"))
+    if unit not in UNITS:
+        raise LightVLAError(f"state {name}: unit is {unit!r}, expected one of {', '.join(UNITS)}")
+    state = StateChannel(name, unit, source, fields.number("start"))
     fields.end()
     return state
 

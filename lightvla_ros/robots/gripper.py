@@ -26,6 +26,10 @@ class GripperEdges:
         self._sent: Motion | None = None
         self._sent_at = -math.inf
 
+    def forget(self) -> None:
+        """The last goal came to nothing: a wish that lasts is sent again."""
+        self._sent = None
+
     def update(self, opening: float, now: float) -> Motion | None:
         """What to begin now (s, steady clock), or None."""
         wish = self._wish(opening)

@@ -28,17 +28,16 @@ class Pose:
 
     @classmethod
     def from_values(cls, values: Mapping[str, float]) -> Pose:
-        """Of x, y, z (m) and qx, qy, qz, qw. Raises LightVLAError where the quaternion is none."""
-        return cls(
-            np.array([values[k] for k in ("x", "y", "z")]), matrix(np.array([values[k] for k in POSE_VALUES[3:]]))
-        )
+        """Of x, y, z (m) and qx, qy, qz, qw. Raises LightVLAError for what is not finite, or no quaternion."""
+        numbers = np.array([values[name] for name in POSE_VALUES])
+        if not np.isfinite(numbers).all():
+            broken = ", ".join(f"{name} {values[name]}" for name in POSE_VALUES if not math.isfinite(values[name]))
+            raise LightVLAError(f"a pose holds numbers that are not finite: {broken}")
+        return cls(numbers[:3], matrix(numbers[3:]))
 
     def then(self, inner: Pose) -> Pose:
         """The pose of `inner`, which is given in this pose's frame, in this pose's own reference frame."""
         return Pose(self.position + self.rotation @ inner.position, self.rotation @ inner.rotation)
-
-    def inverse(self) -> Pose:
-        return Pose(-self.rotation.T @ self.position, self.rotation.T)
 
 
 def axis_angle(quaternion: Array) -> Array:

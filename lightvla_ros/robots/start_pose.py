@@ -12,8 +12,12 @@ _SHARE = 0.25
 _PEAK = 1.5
 
 
+# Of a stalled control loop, how many periods at most the move goes on by at once.
+_CATCH_UP = 2.0
+
+
 class StartMove:
-    """All channels leave and arrive together, from rest to rest.
+    """All channels leave and arrive together, from rest to rest, in a time of the move's own.
 
     start, goal: (channels,); max_velocity: (channels,) per s; began: s, steady clock
     """
@@ -25,15 +29,22 @@ class StartMove:
         max_velocity: NDArray[np.float64],
         began: float,
     ) -> None:
-        self._start, self._goal, self._began = start, goal, began
+        self._start, self._goal = start, goal
+        self._elapsed, self._last = 0.0, began
         speeds = np.minimum(SPEED, _SHARE * max_velocity)
         self.duration = float(np.max(_PEAK * np.abs(goal - start) / speeds, initial=0.0))
 
-    def at(self, now: float) -> NDArray[np.float64]:
-        """Where the channels should be, (channels,); the goal from its end on."""
-        share = 1.0 if self.done(now) else max(0.0, now - self._began) / self.duration
+    def advance(self, now: float, period: float) -> NDArray[np.float64]:
+        """Where the channels should be, (channels,); the goal from its end on.
+
+        now: s, steady clock; period: of the control loop, s: after a stall the move goes on where it was
+        """
+        self._elapsed += min(max(0.0, now - self._last), _CATCH_UP * period)
+        self._last = now
+        share = 1.0 if self.done else self._elapsed / self.duration
         position: NDArray[np.float64] = self._start + share * share * (3.0 - 2.0 * share) * (self._goal - self._start)
         return position
 
-    def done(self, now: float) -> bool:
-        return now - self._began >= self.duration
+    @property
+    def done(self) -> bool:
+        return self._elapsed >= self.duration

@@ -55,13 +55,38 @@ class LookedUpPose:
         return message
 
 
+@dataclass(frozen=True)
+class FramedPose:
+    """A driver's PoseStamped that counts only in the frame in which it is expected."""
+
+    raw: RawMessage
+    frame: str
+
+    @property
+    def stamp(self) -> float:
+        return self.raw.stamp
+
+    @property
+    def received(self) -> float:
+        return self.raw.received
+
+    def decode(self) -> Any:
+        """Raises LightVLAError for a pose in another frame."""
+        message = self.raw.decode()
+        frame = message.header.frame_id.lstrip("/")
+        if frame != self.frame:
+            raise LightVLAError(f"the pose is given in the frame {frame!r}, expected {self.frame}")
+        return message
+
+
 def subscribe_state(inbox: Inbox, source: StateSource, callback: Callable[[StateMessage], None]) -> None:
     """Call back, on the inbox's thread, with every state of this source. Raises LightVLAError without tf2_msgs."""
     if source.kind == "tf":
         _subscribe_transforms(inbox, source, callback)
-        return
-    kind = PoseStamped if source.kind == "pose" else JointState
-    inbox.subscribe(kind, source.topic, callback, SENSOR_QOS)
+    elif source.kind == "pose":
+        inbox.subscribe(PoseStamped, source.topic, lambda raw: callback(FramedPose(raw, source.base)), SENSOR_QOS)
+    else:
+        inbox.subscribe(JointState, source.topic, callback, SENSOR_QOS)
 
 
 def _subscribe_transforms(inbox: Inbox, source: StateSource, callback: Callable[[StateMessage], None]) -> None:
@@ -73,10 +98,11 @@ def _subscribe_transforms(inbox: Inbox, source: StateSource, callback: Callable[
 
     def on_transforms(raw: RawMessage, static: bool) -> None:
         try:
-            tree.put_message(raw.decode(), static)
+            tree.put_stamped(raw.decode().transforms, static)
             pose = tree.lookup(source.base, source.tip)
         except LightVLAError:
-            # Until the chain is whole there is no state, and whoever waits for one says so.
+            # Bytes that are no message count as none came. And until the chain is whole there is no state, and whoever
+            # waits for one says so.
             return
         if not static:
             callback(LookedUpPose(pose, source.base, raw.received))

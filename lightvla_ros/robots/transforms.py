@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.robots.rotations import Pose, matrix
+from lightvla_ros.robots.rotations import POSE_VALUES, Pose
 
 # A transform that is older than the one before by more than this is of a clock that jumped back, s.
 _REORDERED = 0.5
@@ -44,12 +45,15 @@ class TransformTree:
         if known is None or not 0.0 < known.stamp - link.stamp < _REORDERED:
             self._links[child] = link
 
-    def put_message(self, message: Any, static: bool) -> None:
-        """tf2_msgs/TFMessage; raises LightVLAError where a rotation is no rotation."""
-        for item in message.transforms:
+    def put_stamped(self, transforms: Iterable[Any], static: bool) -> None:
+        """geometry_msgs/TransformStamped, of one message; one that is no transform counts as not there."""
+        for item in transforms:
             stamp = math.inf if static else item.header.stamp.sec + item.header.stamp.nanosec * 1e-9
             t, q = item.transform.translation, item.transform.rotation
-            pose = Pose(np.array([t.x, t.y, t.z]), matrix(np.array([q.x, q.y, q.z, q.w])))
+            try:
+                pose = Pose.from_values(dict(zip(POSE_VALUES, (t.x, t.y, t.z, q.x, q.y, q.z, q.w), strict=True)))
+            except LightVLAError:
+                continue
             self.put(item.child_frame_id.lstrip("/"), Link(item.header.frame_id.lstrip("/"), pose, stamp))
 
     def lookup(self, base: str, tip: str) -> StampedPose:

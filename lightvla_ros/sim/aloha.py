@@ -181,10 +181,6 @@ class SimulatedAloha:
         effort[gripper] *= _METRES_PER_RADIAN
         return JointReading(position, velocity, effort)
 
-    def cube_position(self, colour: str) -> NDArray[np.float64]:
-        """Centre of a cube, m, world frame (z up, 0 on the table), (3,)."""
-        return np.array(self._data.joint(f"{colour}_cube").qpos[:3])
-
     def snapshot(self) -> NDArray[np.float64]:
         """Joint positions of everything that moves (nq,): all that a CameraRenderer on another thread needs."""
         return np.array(self._data.qpos)
