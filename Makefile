@@ -1,7 +1,7 @@
 # What a user of a clone runs. The environment is made once, by tools/setup_environment.sh, and reused.
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS ?= policy,ros,sim,dev
+EXTRAS ?= policy,ros,ros-interfaces,sim,dev
 export LIGHTVLA_TORCH
 
 .PHONY: help setup demo test test-kilted lint clean

@@ -15,7 +15,10 @@ def ros_wheels(distro: str) -> list[str]:
     return [f"ros-{distro}-{name}" for name in ("rclpy", "rmw-fastrtps-cpp", *ROS_MESSAGES)]
 
 
-POLICY = ["torch>=2.4", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
+# What builds the drivers' messages of test/interfaces, beside a C++ compiler.
+GENERATORS = ["rosidl-default-generators", "ament-cmake", "ament-cmake-ros", "ament-package", "python-cmake-module"]
+
+POLICY = ["torch>=2.5", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
 POLICY += ["opencv-python-headless>=4.8", "pillow>=10", "simplejpeg>=1.7"]
 REPLAY = ["rosbags>=0.11", "matplotlib>=3.6"]
 
@@ -44,6 +47,13 @@ setup(
         "policy": POLICY,
         "ros": ros_wheels("jazzy"),
         "ros-kilted": ros_wheels("kilted"),
+        "ros-interfaces": [
+            "cmake>=3.22,<4",
+            "catkin-pkg",
+            "empy",
+            "lark",
+            *(f"ros-jazzy-{name}" for name in GENERATORS),
+        ],
         "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "imageio[ffmpeg]>=2.34"],
         "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],

@@ -215,6 +215,22 @@ bench = typer.Typer(help="Measure on this machine; each prints a table.", no_arg
 app.add_typer(bench, name="bench")
 
 
+@bench.command("policy")
+def bench_policy(
+    name: Annotated[str, typer.Option("--preset", help="openvla-7b or tiny.")] = "tiny",
+    device: Annotated[str, typer.Option(help="Where the policy runs: cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Time, memory and kept patches of a policy with random weights, at batch 1 and 8, from images to actions.
+
+    Example:  lightvla bench policy --preset openvla-7b --device cuda
+    """
+    from rich.console import Console
+
+    from lightvla_core.benchmark import bench_policy as measure
+
+    Console().print(measure(name, device))
+
+
 @bench.command("executor")
 def bench_executor(
     rate: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Control rate, Hz.")] = 50.0,
