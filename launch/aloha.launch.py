@@ -12,7 +12,7 @@ from lightvla_ros.processes import aloha
 
 
 def start(context: LaunchContext) -> list[Action]:
-    processes = aloha(gripper=text(context, "gripper"), **common_values(context))
+    processes = aloha(**common_values(context))
     return lifecycle_nodes(processes, text(context, "autostart") == "true")
 
 

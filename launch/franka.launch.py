@@ -20,6 +20,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *common_arguments(),
+            DeclareLaunchArgument("gripper", default_value="", description="Empty: the first in the robot's file."),
             DeclareLaunchArgument("pose_source", default_value="broadcaster", choices=["broadcaster", "tf"]),
             DeclareLaunchArgument(
                 "command_type", default_value="auto", choices=["auto", "joint_trajectory", "twist", "pose"]

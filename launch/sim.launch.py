@@ -1,45 +1,43 @@
 """The simulated ALOHA under a policy: `ros2 launch lightvla_ros sim.launch.py checkpoint:=/path/to/checkpoint`.
 
-Only hands over: lightvla_ros.processes says which process starts with which parameters, and demo_operator brings the
-graph up, arms, runs one episode and prints what was measured; when it ends, everything ends.
+Only hands over, to what `lightvla demo` uses too: process_group prepares the policy (random weights where there is no
+checkpoint), processes says which process starts with which parameters, and demo_operator brings the graph up, arms,
+runs one episode and prints what was measured; when it ends, everything ends.
 """
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
 
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
-from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
+from lightvla_ros.launching import node_action, text
+from lightvla_ros.process_group import simulated_policy
 from lightvla_ros.processes import local_only_environment, operator, simulation
 
 
 def start(context: LaunchContext) -> list[Action]:
-    def argument(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    folder = Path(tempfile.mkdtemp(prefix="lightvla_sim_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    instruction, seed = text(context, "instruction"), int(text(context, "seed"))
+    policy = simulated_policy(text(context, "checkpoint"), instruction, folder, seed, print)
     processes = simulation(
-        argument("checkpoint"), argument("instruction"), int(argument("seed")), pace=argument("pace")
+        policy.checkpoint, instruction, seed, policy.cameras, policy.image_size, text(context, "pace")
     )
-    nodes = [node(process) for process in processes]
-    last = operator(float(argument("seconds")), argument("video"))
-    return [*nodes, node(last, on_exit=Shutdown(reason="the episode is over"))]
-
-
-def node(process, **options) -> Node:
-    return Node(
-        package="lightvla_ros",
-        executable=process.executable,
-        parameters=[dict(process.parameters)],
-        additional_env=dict(process.environment),
-        output="screen",
-        **options,
-    )
+    last = operator(float(text(context, "seconds")), text(context, "video"), policy.note)
+    over = Shutdown(reason="the episode is over")
+    return [*(node_action(process) for process in processes), node_action(last, on_exit=over)]
 
 
 def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
-            DeclareLaunchArgument("checkpoint", description="Checkpoint folder; `lightvla init` makes a tiny one."),
+            DeclareLaunchArgument(
+                "checkpoint", default_value="", description="Checkpoint folder; empty: a tiny one with random weights."
+            ),
             DeclareLaunchArgument("instruction", default_value="pick up the red cube"),
             DeclareLaunchArgument("seed", default_value="0", description="Of the cubes on the table."),
             DeclareLaunchArgument("seconds", default_value="20.0", description="Length of the episode, s."),

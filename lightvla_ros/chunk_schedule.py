@@ -169,15 +169,24 @@ class ChunkSchedule:
         self._chunks: deque[_Planned] = deque(maxlen=contract.chunk_length)
         self.rejected: Counter[str] = Counter({reason: 0 for reason in REASONS})
         self.steps_late = 0
+        self._oldest = -math.inf
         self.clear()
 
     def clear(self) -> None:
         """Forget chunks and seam, as after a clock jump; counts stay."""
+        self._oldest = -math.inf
         self._chunks.clear()
         self._clock.forget()
         self._newest: TimedChunk | None = None
         self._sampled: tuple[TimedChunk, int] | None = None
         self._seam = (np.zeros(len(self._kinds.held)), -math.inf)
+
+    def drop_before(self, stamp: float) -> None:
+        """Execute no chunk whose observation is older than this (s, ROS clock), neither at hand nor still to come."""
+        self._oldest = stamp
+        kept = [planned for planned in self._chunks if planned.chunk.stamp >= stamp]
+        self._chunks.clear()
+        self._chunks.extend(kept)
 
     def change_mode(self, mode: ExecutionMode, now: float) -> None:
         """Execute in another way from `now` (s, ROS clock) on; call it at a step boundary."""
@@ -256,6 +265,8 @@ class ChunkSchedule:
                 f"a chunk is stamped {ahead:.3f} s in the future, more than {self.future_tolerance} s: "
                 "are the clocks of both machines synchronised?",
             )
+        if chunk.stamp < self._oldest:
+            raise ChunkError("expired", "a chunk is of an observation from before it was stopped or armed")
         if planned.step_at(self._clock.at(now)) >= len(chunk.actions):
             raise ChunkError(
                 "expired",

@@ -5,13 +5,14 @@ A dedicated thread, because an executor's timer was measured to be off by 4 ms a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,12 @@ from lightvla_core.errors import LightVLAError
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 # How long a thread may keep the interpreter while the loop waits for it, s; Python's default is 5 ms.
 _SWITCH_INTERVAL = 0.00002
+# The same while the loop computes, s: with the shorter one, whoever waits would take turns with it all the time.
+_UNDISTURBED = 0.005
 # Between two collections of garbage, s.
 _COLLECTION_PERIOD = 1.0
+# The longest that stopping waits for a sleep to end, s.
+_SLICE = 0.05
 
 
 class Ring:
@@ -66,8 +71,9 @@ class ControlLoop:
     """Calls tick(deadline) once a period on its own thread; deadline: when it was due, s, time.monotonic.
 
     A period that could not be started before the next was due is skipped and counted, never made up for.
+    While it runs it collects the process's garbage, where there is time for it.
     on_error: what to do with an exception of tick, after which the loop has ended
-    priority: SCHED_FIFO priority of the thread, 0 for that of whoever starts it
+    priority: SCHED_FIFO priority of the thread, 0 for that of whoever starts it, which it keeps where none is given
     period: s; may be changed by tick, and counts from the next deadline on
     """
 
@@ -86,11 +92,18 @@ class ControlLoop:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._running = False
         self._next_collection = 0.0
         self.reset()
 
+    @property
+    def running(self) -> bool:
+        """Whether ticks still come; False as soon as on_error is called."""
+        return self._running
+
     def start(self) -> None:
         self._stopping.clear()
+        self._running = True
         self._thread = threading.Thread(target=self._run, name="control_loop", daemon=True)
         self._thread.start()
 
@@ -117,26 +130,39 @@ class ControlLoop:
         return LoopStatistics(rate, p50, p99, worst, periods, missed)
 
     def _run(self) -> None:
-        if self._priority:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self._priority))
-        deadline = time.monotonic() + self.period
+        gc.disable()
         try:
+            self._ask_for_priority()
+            deadline = time.monotonic() + self.period
             while not self._wait(deadline):
                 self._record(deadline, time.monotonic())
                 self._tick(deadline)
                 self._collect_garbage(deadline)
                 deadline = self._next(deadline, time.monotonic())
         except Exception as error:
+            self._running = False
             self._on_error(error)
+        finally:
+            self._running = False
+            gc.enable()
+
+    def _ask_for_priority(self) -> None:
+        """What the process may have (see request_real_time) can be less by now; the loop then runs without."""
+        if self._priority:
+            with contextlib.suppress(OSError, AttributeError):
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self._priority))
 
     def _wait(self, deadline: float) -> bool:
-        """Sleep until the deadline; True when the loop is to end. A sleep, not Event.wait, which is less exact."""
-        time.sleep(max(0.0, deadline - time.monotonic()))
+        """Sleep until the deadline; True when the loop is to end. Sleeps, not Event.wait, which is less exact."""
+        while (left := deadline - time.monotonic()) > _SLICE and not self._stopping.is_set():
+            time.sleep(min(_SLICE, left - _SLICE / 2))
+        if not self._stopping.is_set():
+            time.sleep(max(0.0, deadline - time.monotonic()))
         return self._stopping.is_set()
 
     def _collect_garbage(self, deadline: float) -> None:
-        """Once a second, right after a tick and where there is time until the next, if nobody else does it."""
-        if gc.isenabled() or deadline < self._next_collection or time.monotonic() > deadline + self.period / 2:
+        """Once a second, right after a tick and where there is time until the next."""
+        if deadline < self._next_collection or time.monotonic() > deadline + self.period / 2:
             return
         self._next_collection = deadline + _COLLECTION_PERIOD
         gc.collect()
@@ -156,6 +182,17 @@ class ControlLoop:
             self._latest = now
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the interpreter for this block, which should compute and not wait: other threads have it afterwards."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_UNDISTURBED)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 @dataclass(frozen=True)
 class RealTime:
     """What was asked of the operating system and given, or else why not."""
@@ -170,13 +207,12 @@ def request_real_time(priority: int, lock_memory: bool) -> RealTime:
 
     The whole process, since a real-time thread that waits for an interpreter lock held by a preempted normal thread
     gains nothing; but at one less than the priority, which is for the control loop's own thread. Also lets other
-    threads keep the interpreter for less long, and leaves collecting garbage to the control loop.
+    threads keep the interpreter for less long.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     # What lives now lives on: the garbage collector need not walk it again.
     gc.collect()
     gc.freeze()
-    gc.disable()
     scheduling, sentence = _request_fifo(priority) if priority > 0 else (False, "real-time scheduling not asked for")
     locked = lock_memory and _lock_memory()
     if lock_memory and not locked:
@@ -186,6 +222,8 @@ def request_real_time(priority: int, lock_memory: bool) -> RealTime:
 
 def _request_fifo(priority: int) -> tuple[bool, str]:
     try:
+        # The control loop's own priority, one above the others': asked for first, so that it is all or nothing.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
         for task in os.listdir("/proc/self/task"):
             os.sched_setscheduler(int(task), os.SCHED_FIFO, os.sched_param(max(1, priority - 1)))
     except (OSError, AttributeError) as error:

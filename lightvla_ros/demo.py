@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.domain import reserve_domain
-from lightvla_ros.process_group import camera_settings, interrupt_on_sigterm, running, write_tiny_checkpoint
+from lightvla_ros.process_group import interrupt_on_sigterm, running, simulated_policy
 from lightvla_ros.processes import Pace, local_only_environment, simulation
 
 
@@ -19,26 +19,16 @@ def run(
     checkpoint: Path | None, instruction: str, seconds: float, video: Path, seed: int = 0, pace: Pace = "real_time"
 ) -> None:
     """One episode. Without a checkpoint, of a tiny policy with random weights, and everything shown says so."""
-    if not instruction.strip():
-        raise LightVLAError("the instruction is empty; say what the robot should do, such as 'pick up the red cube'")
     if not video.absolute().parent.is_dir():
         raise LightVLAError(f"the folder of the video {video} does not exist; make it first")
     interrupt_on_sigterm()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="lightvla_demo_") as folder, reserve_domain() as domain:
         os.environ.update({"ROS_DOMAIN_ID": str(domain), **local_only_environment()})
-        note = instruction
-        if checkpoint is None:
-            checkpoint = Path(folder) / "tiny"
-            note = f"untrained policy, random weights: the motion means nothing | {instruction}"
-            console.print(
-                "no checkpoint given: a tiny policy with [bold]random weights[/bold], which has learnt nothing"
-            )
-            write_tiny_checkpoint(checkpoint, seed)
-        cameras, size = camera_settings(checkpoint)
-        processes = simulation(checkpoint, instruction, seed, cameras, size, pace)
+        policy = simulated_policy(checkpoint, instruction, Path(folder), seed, console.print)
+        processes = simulation(policy.checkpoint, instruction, seed, policy.cameras, policy.image_size, pace)
         with running(processes, Path(folder)) as alive:
-            _operate(seconds, video, note, console, alive)
+            _operate(seconds, video, policy.note, console, alive)
 
 
 def _operate(seconds: float, video: Path, note: str, console: Console, alive: Callable[[], None]) -> None:

@@ -113,6 +113,8 @@ class Execution:
         self._clock = ClockWatch(settings.state_timeout, settings.max_clock_leap)
         self._heartbeat = HeartbeatWatch(settings.heartbeat_timeout)
         self._clock_trouble: str | None = "the control loop has not run yet"
+        # When it was stopped last, s, ROS clock: what was observed before is of another situation.
+        self._stopped_at = -math.inf
         self._emergency_stop = False
         self._next_settings: ExecutionSettings | None = None
         self._states: dict[str, Mapping[str, float]] = {}
@@ -173,6 +175,9 @@ class Execution:
         if trouble is not None:
             raise LightVLAError(f"cannot arm: {trouble}")
         self._gate.arm(self._measure(self._states), now)
+        # By the clock and not the plan: at a tenth of the speed a chunk lasts ten times as long.
+        horizon = self.contract.chunk_length * self.contract.period
+        self._schedule.drop_before(max(now.ros - horizon, self._stopped_at))
         self._start_move = None
         self._latency.clear()
         self._commands, self._commanded_stamp = 0, None
@@ -198,11 +203,28 @@ class Execution:
 
     def stop(self, reason: str, now: Now) -> NDArray[np.float64] | None:
         """The one defined stop, from outside; returns the latched target, (channels,), or None where none was sent."""
+        armed = self._gate.state == "armed"
         self._gate.stop(reason, self._fresh(now))
+        self._note_stop(armed, now)
         return self._gate.target
 
     def run_period(self, now: Now) -> Period:
         """One control period; never raises for anything that inputs can do, but stops."""
+        armed = self._gate.state == "armed"
+        period = self._run_period(now)
+        self._note_stop(armed, now)
+        return period
+
+    def counts(self) -> Counts:
+        return Counts(
+            commands=self._commands,
+            interventions=dict(self._gate.interventions),
+            rejected=dict(self._schedule.rejected),
+            steps_late=self._schedule.steps_late,
+            latencies=self._latency.held(),
+        )
+
+    def _run_period(self, now: Now) -> Period:
         self._check_clock(now)
         self._apply_settings(now)
         trouble = self._watch.stale(now)
@@ -216,18 +238,9 @@ class Execution:
             return Period(self._gate.target, None)
         return self._follow(measured, now)
 
-    def counts(self) -> Counts:
-        return Counts(
-            commands=self._commands,
-            interventions=dict(self._gate.interventions),
-            rejected=dict(self._schedule.rejected),
-            steps_late=self._schedule.steps_late,
-            latencies=self._latency.held(),
-        )
-
     def _follow_start_move(self, move: StartMove, measured: NDArray[np.float64], now: Now) -> Period:
-        command = self._gate.command(move.at(now.steady), measured, now)
-        if self._gate.state == "armed" and move.done(now.steady):
+        command = self._gate.command(move.advance(now.steady, self.settings.mode.period), measured, now)
+        if self._gate.state == "armed" and move.done:
             self.disarm()
         return Period(command, None)
 
@@ -247,6 +260,10 @@ class Execution:
                 self._latency.add(now.ros - sample.stamp)
         return Period(command, None)
 
+    def _note_stop(self, was_armed: bool, now: Now) -> None:
+        if was_armed and self._gate.state == "stopped":
+            self._stopped_at = now.ros
+
     def _apply_settings(self, now: Now) -> None:
         settings = self._next_settings
         if settings is None or (self._gate.state == "armed" and not self._schedule.at_step_boundary(now.ros)):
@@ -264,6 +281,7 @@ class Execution:
         if self._clock_trouble is not None:
             # Planned times mean nothing on a clock that jumped, and in replay it may jump back.
             self._schedule.clear()
+            self._stopped_at = -math.inf
             self._gate.stop(self._clock_trouble, None)
 
     def _try_measure(self) -> NDArray[np.float64] | None:

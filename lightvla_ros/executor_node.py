@@ -24,6 +24,7 @@ from lightvla_ros.lifecycle import (  # isort: split
     ManagedNode,
     Parameter,
     diagnostic_status,
+    hear_everybody,
     run,
 )
 
@@ -34,7 +35,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.chunk_schedule import ChunkError
-from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time
+from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time, undisturbed
 from lightvla_ros.execution import Execution
 from lightvla_ros.executor_parameters import RUN_TIME_PARAMETERS, execution_settings
 from lightvla_ros.inbox import Inbox
@@ -55,6 +56,7 @@ PARAMETERS = (
 )
 # s, between two heartbeats on ~/heartbeat.
 _HEARTBEAT_PERIOD = 0.1
+_LOOP_ENDED = "the control loop has ended"
 
 
 class ExecutorNode(ManagedNode):
@@ -82,10 +84,10 @@ class ExecutorNode(ManagedNode):
         self._state_publisher = self.create_publisher(String, "~/state", LATCHED_QOS)
         self._preview_publisher = self.create_publisher(JointTrajectory, "~/preview", NEWEST_QOS)
         self.create_subscription(String, "policy/contract", self._on_contract, LATCHED_QOS)
-        self.create_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
+        hear_everybody(self, String, "instruction", self._on_instruction)
         self._heartbeat_publisher = self.create_publisher(Header, "~/heartbeat", NEWEST_QOS)
         self._speed_publisher = self.create_publisher(Float64, "~/speed", LATCHED_QOS)
-        self.create_subscription(Bool, "estop", self._on_estop_message, LATCHED_QOS)
+        hear_everybody(self, Bool, "estop", self._on_estop_message)
         self.create_subscription(Empty, "operator/heartbeat", self._on_operator_heartbeat, SENSOR_QOS)
         self.create_service(Trigger, "~/arm", self._on_arm)
         self.create_service(Trigger, "~/estop", self._on_estop)
@@ -136,7 +138,7 @@ class ExecutorNode(ManagedNode):
         self._hold("the executor was deactivated")
 
     def stop(self) -> None:
-        self._hold("the executor's process ends")
+        self._undo("the stop", partial(self._hold, "the executor's process ends"))
         super().stop()
 
     def accept_parameters(self) -> None:
@@ -180,7 +182,9 @@ class ExecutorNode(ManagedNode):
         }
         values |= {f"interventions: {kind}": n for kind, n in counts.interventions.items()}
         values |= {f"chunks rejected: {reason}": n for reason, n in counts.rejected.items()}
-        level = DiagnosticStatus.ERROR if state.startswith("stopped") else DiagnosticStatus.OK
+        if not loop.running:
+            state = f"{state}; {_LOOP_ENDED}"
+        level = DiagnosticStatus.ERROR if state.startswith("stopped") or not loop.running else DiagnosticStatus.OK
         return diagnostic_status("executor", values, state, level)
 
     def _read_contract(self) -> PolicyContract:
@@ -267,6 +271,8 @@ class ExecutorNode(ManagedNode):
         """Returns how long the move to the start pose takes, s; 0 without one."""
         if self._execution is None or self._loop is None:
             raise LightVLAError("the executor is not active; configure and activate it first")
+        if not self._loop.running:
+            raise LightVLAError(f"cannot arm: {_LOOP_ENDED}; deactivate and activate the executor")
         assert self._commanders is not None
         assert self._adapter is not None
         self._commanders.refuse_competition()
@@ -292,11 +298,15 @@ class ExecutorNode(ManagedNode):
         return response
 
     def _on_estop(self, request: Any, response: Any) -> Any:
+        """Stops, as the topic does, but engages nothing: who is not armed can be armed right afterwards."""
         with self._lock:
-            if self._execution is not None:
+            if self._execution is not None and self._execution.state.startswith("armed"):
                 self._execution.stop("emergency stop", self._now())
-            self._report_state()
-            response.success, response.message = True, self._last_state
+                self._report_state()
+                message = self._last_state
+            else:
+                message = f"nothing was armed ({self._last_state}); to keep it so, use the topic estop"
+        response.success, response.message = True, message
         return response
 
     def _on_estop_message(self, message: Any) -> None:
@@ -317,7 +327,8 @@ class ExecutorNode(ManagedNode):
                 return
             target = self._execution.stop(reason, self._now())
             if target is not None:
-                self._send(target)
+                # Whatever fails here, the stop is latched, and what comes after it must come.
+                self._undo("sending the latched target", partial(self._send, target))
             self._report_state()
 
     def _on_period(self, deadline: float) -> None:
@@ -326,13 +337,15 @@ class ExecutorNode(ManagedNode):
             return
         with self._lock:
             try:
-                self._read_states()
-                period = execution.run_period(self._now())
+                with undisturbed():
+                    self._read_states()
+                    period = execution.run_period(self._now())
+                # First: the command, too, is to be reached within the new period.
+                self._follow_period(execution.settings.mode.period)
                 if period.command is not None:
                     self._send(period.command)
                 elif period.preview is not None:
                     self._publish_preview(execution.contract.action_names, period.preview)
-                self._follow_period(execution.settings.mode.period)
             except Exception as error:
                 # The loop goes on, so that the latched target is repeated.
                 sentence = f"fault: {type(error).__name__}: {error}"
@@ -357,11 +370,12 @@ class ExecutorNode(ManagedNode):
 
     def _on_loop_error(self, error: Exception) -> None:
         self.log_failure("the control loop", error)
-        self._hold("fault: the control loop has ended")
+        self._hold(f"fault: {_LOOP_ENDED}")
 
     def _send(self, command: NDArray[np.float64]) -> None:
         if self._commanders is not None and self._execution is not None:
-            self._commanders.send(command, self._execution.states, self._now())
+            holding = self._execution.state.startswith("stopped")
+            self._commanders.send(command, self._execution.states, self._now(), holding)
 
     def _publish_preview(self, names: tuple[str, ...], preview: NDArray[np.float64]) -> None:
         message = JointTrajectory(joint_names=list(names), points=[JointTrajectoryPoint(positions=preview.tolist())])

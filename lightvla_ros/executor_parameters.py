@@ -9,9 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from lightvla_core.contract import PolicyContract
+from lightvla_core.errors import LightVLAError
 from lightvla_ros.chunk_schedule import ExecutionMode
 from lightvla_ros.execution import ExecutionSettings
 from lightvla_ros.lifecycle import Parameter
+
+# The longest control period unless the contract's is longer, s: every watchdog looks once a period.
+_LONGEST_PERIOD = 0.2
 
 # Changed while the node runs, these take effect at the next step boundary.
 RUN_TIME_PARAMETERS = (
@@ -37,7 +41,7 @@ RUN_TIME_PARAMETERS = (
 def execution_settings(value: Callable[[str], Any], contract: PolicyContract) -> ExecutionSettings:
     """value: a parameter's value by its name. Raises LightVLAError for values that are not possible."""
     mode = ExecutionMode(
-        period=1.0 / (value("control_rate") or contract.control_rate),
+        period=_period(value("control_rate"), contract),
         blend_time=value("blend_time"),
         ensemble_decay=value("ensemble_decay") if value("execution") == "ensemble" else None,
         speed=value("speed"),
@@ -50,3 +54,13 @@ def execution_settings(value: Callable[[str], Any], contract: PolicyContract) ->
         max_clock_leap=value("max_clock_leap"),
         heartbeat_timeout=value("heartbeat_timeout") if value("require_heartbeat") else None,
     )
+
+
+def _period(rate: float, contract: PolicyContract) -> float:
+    slowest = min(1.0 / _LONGEST_PERIOD, contract.control_rate)
+    if 0.0 < rate < slowest:
+        raise LightVLAError(
+            f"control_rate is {rate:g} Hz; the watchdogs look once a period, so it should be at least {slowest:g} Hz, "
+            "or 0 for the contract's"
+        )
+    return 1.0 / (rate or contract.control_rate)

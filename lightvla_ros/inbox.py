@@ -16,6 +16,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 
+from lightvla_core.errors import LightVLAError
 from lightvla_ros.wire import HEADER_STAMP_END, header_stamp
 
 _POLL = 0.1  # s, the longest that stopping waits
@@ -38,7 +39,11 @@ class RawMessage:
         return header_stamp(self.data)
 
     def decode(self) -> Any:
-        return deserialize_message(self.data, self.kind)
+        """The message; raises LightVLAError for bytes that are no such thing, which anybody on the network can send."""
+        try:
+            return deserialize_message(self.data, self.kind)
+        except Exception as error:  # rclpy's C layer and the converters each have their own
+            raise LightVLAError(f"{len(self.data)} bytes are no {self.kind.__name__} ({error})") from None
 
 
 class Inbox:

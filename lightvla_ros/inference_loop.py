@@ -39,8 +39,9 @@ class Predictor(Protocol):
 class Events(Protocol):
     """Whom the loop tells; every method is called on the inference thread.
 
-    publish: a chunk to execute, never after `stop`; show: the same again, when nothing waits for it; tell: why there is
-    no inference, or None when there is again, at every change and in between; failed: the loop has ended, with this
+    publish: a chunk to execute, never after `stop`, raises LightVLAError for one that nobody may execute; show: the
+    same again, when nothing waits for it; tell: why there is no inference, or None when there is again, at every change
+    and in between; failed: the loop has ended, with this
     """
 
     def publish(self, chunk: ActionChunk, instruction: str) -> None: ...
@@ -53,7 +54,7 @@ class Events(Protocol):
 class LoopStatus:
     """A moment of the loop. Latencies over the last chunks, s, NaN before the first.
 
-    fault: why there is no inference now; dropped: chunks not published, for their instruction was no longer in force
+    fault: why there is no inference now; dropped: chunks not published, since what they were made for was over
     inference: the policy's own time; image_to_chunk: header stamp of the oldest image -> chunk published, ROS clock
     frame_age: of the oldest of the newest images, whenever inputs were looked at, ROS clock
     overhead: newest message in, or the thread free for it -> chunk out, without decoding and inference
@@ -101,6 +102,8 @@ class InferenceLoop:
         self._wake = threading.Event()
         self._stopping = True
         self._instruction = ""
+        # Counts the occasions on which what is planned became meaningless.
+        self._occasion = 0
         self._fault: NotReady | None = None
         self._inferences = self._dropped = 0
         self._kept: Mapping[str, tuple[int, int]] = {}
@@ -132,7 +135,13 @@ class InferenceLoop:
         with self._lock:
             if instruction != self._instruction:
                 self._instruction = instruction
-                self._decision.forget()
+                self._forget()
+        self._wake.set()
+
+    def begin_anew(self) -> None:
+        """Infer now, whatever was planned: execution begins. A chunk still under way is dropped."""
+        with self._lock:
+            self._forget()
         self._wake.set()
 
     def set_timing(self, timing: InferenceTiming) -> None:
@@ -174,7 +183,8 @@ class InferenceLoop:
 
     def _step(self) -> float:
         """Infer if it is time and everything is fresh; returns how long to sleep unless woken, s."""
-        instruction = self._instruction
+        with self._lock:
+            instruction, occasion = self._instruction, self._occasion
         now = self._ros_clock()
         decision = self._decision.decide(now, time.monotonic(), instruction)
         if stamps := self._gatherer.image_stamps():
@@ -184,29 +194,33 @@ class InferenceLoop:
         if isinstance(decision, NotReady):
             self._tell(decision)
             return LOOK_PERIOD
-        self._infer(decision, instruction)
+        self._infer(decision, instruction, occasion)
         return 0.0
 
-    def _infer(self, snapshot: Snapshot, instruction: str) -> None:
+    def _infer(self, snapshot: Snapshot, instruction: str, occasion: int) -> None:
         self._decision.taken(snapshot)
         began_steady, began_ros = time.monotonic(), self._ros_clock()
         try:
             observation = to_observation(snapshot, self._streams, self._proprioception, instruction, self._decode)
-            started = time.perf_counter()
-            chunk = self._policy.predict_action(observation)
         except LightVLAError as error:
             self._tell(NotReady(Reason.UNUSABLE, "", str(error)))
+            return
+        started = time.perf_counter()
+        try:
+            chunk = self._policy.predict_action(observation)
+        except LightVLAError as error:
+            self._tell(NotReady(Reason.FAILED, "", str(error)))
             return
         ended = time.perf_counter()
         self._inference.add(ended - started)
         self._inferences += 1
         self._kept = {camera: (int(kept.sum()), kept.size) for camera, kept in chunk.kept.items()}
-        with self._lock:
-            if self._stopping or instruction != self._instruction:
-                self._dropped += 1
+        try:
+            if not self._publish(chunk, snapshot, instruction, occasion):
                 return
-            self._events.publish(chunk, instruction)
-            self._decision.published(snapshot)
+        except LightVLAError as error:
+            self._tell(NotReady(Reason.FAILED, "", f"the policy's chunk cannot be executed: {error}"))
+            return
         self._latency.add(self._ros_clock() - began_ros)
         self._decision.latency = self._latency.percentile(99)
         self._overhead.add(began_steady - max(snapshot.received, self._free_since) + time.perf_counter() - ended)
@@ -214,6 +228,20 @@ class InferenceLoop:
         self._tell(None)
         self._events.show(observation, chunk)
         self._free_since = time.monotonic()
+
+    def _publish(self, chunk: ActionChunk, snapshot: Snapshot, instruction: str, occasion: int) -> bool:
+        """Whether it was still wanted; raises LightVLAError as Events.publish does."""
+        with self._lock:
+            if self._stopping or occasion != self._occasion:
+                self._dropped += 1
+                return False
+            self._events.publish(chunk, instruction)
+            self._decision.published(snapshot)
+            return True
+
+    def _forget(self) -> None:
+        self._occasion += 1
+        self._decision.forget()
 
     def _tell(self, fault: NotReady | None) -> None:
         self._fault = fault

@@ -11,7 +11,7 @@ from typing import Any
 from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler, TimerAction
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
@@ -24,7 +24,9 @@ _RETRY = 2.0  # s
 
 def common_arguments() -> list[Any]:
     return [
-        DeclareLaunchArgument("checkpoint", description="Checkpoint folder."),
+        DeclareLaunchArgument(
+            "checkpoint", default_value="", description="Checkpoint folder; only parts:=executor needs none."
+        ),
         DeclareLaunchArgument("instruction", default_value="", description="Empty: wait for the topic `instruction`."),
         DeclareLaunchArgument("device", default_value="cuda", description="Where the policy runs: cpu, cuda, cuda:N."),
         DeclareLaunchArgument("transport", default_value="raw", choices=["raw", "compressed"]),
@@ -33,6 +35,11 @@ def common_arguments() -> list[Any]:
             default_value="both",
             choices=["both", "policy", "executor"],
             description="Of two machines: policy where the GPU is, executor where the arm is.",
+        ),
+        DeclareLaunchArgument(
+            "params_file",
+            default_value="",
+            description="ROS parameter YAML for both nodes, over the arguments here; empty: none.",
         ),
         DeclareLaunchArgument(
             "autostart", default_value="true", choices=["true", "false"], description="Configure and activate."
@@ -45,7 +52,7 @@ def text(context: LaunchContext, name: str) -> str:
 
 
 def common_values(context: LaunchContext) -> dict[str, Any]:
-    names = ("checkpoint", "instruction", "device", "transport", "parts", "command_type")
+    names = ("checkpoint", "instruction", "device", "transport", "parts", "command_type", "gripper", "params_file")
     return {name: text(context, name) for name in names}
 
 
@@ -55,15 +62,16 @@ def lifecycle_nodes(processes: Sequence[Process], autostart: bool, then: Sequenc
     then: what starts when the last one is active
     The executor's configuration needs the policy's contract, so the policy comes first. Nothing is ever armed here.
     """
-    nodes = [_node(process) for process in processes]
+    nodes = [node_action(process, LifecycleNode) for process in processes]
     if not autostart:
         return list(nodes)
-    # An executor alone finds no contract until the policy's machine is heard, so it asks again.
-    again = TimerAction(period=_RETRY, actions=[_change(nodes[0], Transition.TRANSITION_CONFIGURE)])
-    alone = len(nodes) == 1 and processes[0].executable == "executor_node"
-    actions = [_when(nodes[0], "configuring", "unconfigured", [again])] if alone else []
-    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+    actions = []
+    for process, node, following in zip(processes, nodes, [*nodes[1:], None], strict=True):
         actions.append(_when(node, "configuring", "inactive", [_change(node, Transition.TRANSITION_ACTIVATE)]))
+        if process.executable == "executor_node":
+            # The contract arrives after the policy is active, or when its machine is heard at all; so ask again.
+            again = TimerAction(period=_RETRY, actions=[_change(node, Transition.TRANSITION_CONFIGURE)])
+            actions.append(_when(node, "configuring", "unconfigured", [again]))
         if following is not None:
             configure = [_change(following, Transition.TRANSITION_CONFIGURE)]
             actions.append(_when(node, "activating", "active", configure))
@@ -73,15 +81,17 @@ def lifecycle_nodes(processes: Sequence[Process], autostart: bool, then: Sequenc
     return [*actions, *nodes, _change(nodes[0], Transition.TRANSITION_CONFIGURE)]
 
 
-def _node(process: Process) -> Any:
-    return LifecycleNode(
+def node_action(process: Process, kind: Any = Node, **options: Any) -> Any:
+    """The launch action of a process. kind: Node or LifecycleNode; options: further arguments of it"""
+    return kind(
         package="lightvla_ros",
         executable=process.executable,
-        name=process.executable.removesuffix("_node"),
+        name=process.node,
         namespace="",
-        parameters=[dict(process.parameters)],
+        parameters=[dict(process.parameters), *process.parameter_files],
         additional_env=dict(process.environment),
         output="screen",
+        **options,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,16 @@ LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     history=HistoryPolicy.KEEP_LAST,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+# A publisher that promises less than a subscription asks for is never heard, so that hearing everybody takes three:
+# those that keep their last message, the default of most tools, and best effort. None may lose a short press.
+_EVERYBODY_QOS = tuple(
+    QoSProfile(depth=10, reliability=reliability, durability=durability, history=HistoryPolicy.KEEP_LAST)
+    for reliability, durability in (
+        (ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL),
+        (ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE),
+        (ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE),
+    )
 )
 
 
@@ -238,6 +249,11 @@ class ManagedNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
 
+def hear_everybody(node: Any, kind: Any, topic: str, callback: Callable[[Any], None]) -> list[Any]:
+    """Subscriptions to a topic that hear every publisher, whatever its QoS; one message may come up to three times."""
+    return [node.create_subscription(kind, topic, callback, qos) for qos in _EVERYBODY_QOS]
+
+
 def diagnostic_status(
     name: str, values: Mapping[str, object], message: str, level: bytes = DiagnosticStatus.OK, hardware_id: str = ""
 ) -> Any:
@@ -250,7 +266,8 @@ def diagnostic_status(
 
 
 def run(make_node: Callable[[], ManagedNode], arguments: list[str] | None = None) -> int:
-    """Spin one node until SIGINT or SIGTERM, stop it in order, and return the exit status: 0 after a signal, else 1.
+    """Spin one node until SIGINT, SIGTERM or SIGHUP (its terminal is gone), stop it in order, and return the exit
+    status: 0 after a signal, else 1.
 
     rclpy's own signal handlers would shut the context down first, and a node could then no longer publish its last
     command; so signals only raise a flag here, and node, then context, are taken down on the main thread.
@@ -262,7 +279,14 @@ def run(make_node: Callable[[], ManagedNode], arguments: list[str] | None = None
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    # Started with nohup, it is meant to outlive its terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, on_signal)
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        print(f"ROS 2 did not start: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     try:
         return _spin(make_node, stopping)
     finally:

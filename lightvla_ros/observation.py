@@ -250,11 +250,12 @@ def to_observation(
 ) -> Observation:
     """Decode a snapshot's messages; this costs milliseconds and belongs on the inference thread.
 
-    proprioception: None where the contract has none; decode: from what was put into the gatherer to a message
+    proprioception: None where the contract has none; decode: from what was put into the gatherer to a message, raises
+        LightVLAError for what is none
     Raises LightVLAError for messages that cannot be decoded and for a state that is not finite.
     """
-    messages = {name: decode(message) for name, message in snapshot.messages.items()}
-    images = {s.name: _decoded(messages[s.name], s) for s in streams if s.kind == "camera"}
+    messages = {s.name: _decoded_message(decode, snapshot.messages[s.name], s) for s in streams}
+    images = {s.name: _pixels(messages[s.name], s) for s in streams if s.kind == "camera"}
     states = {s.name: finite_values(messages[s.name], str(s)) for s in streams if s.kind != "camera"}
     proprio = None if proprioception is None else proprioception(states)
     return Observation(images=images, proprio=proprio, instruction=instruction, stamp=snapshot.stamp)
@@ -269,6 +270,13 @@ def finite_values(message: Any, label: str) -> dict[str, float]:
     return values
 
 
-def _decoded(message: Any, stream: Stream) -> NDArray[np.uint8]:
+def _decoded_message(decode: Callable[[Any], Any], data: Any, stream: Stream) -> Any:
+    try:
+        return decode(data)
+    except LightVLAError as error:
+        raise LightVLAError(f"{stream} cannot be decoded: {error}") from None
+
+
+def _pixels(message: Any, stream: Stream) -> NDArray[np.uint8]:
     label = str(stream)
     return compressed_to_rgb(message, label) if hasattr(message, "format") else image_to_rgb(message, label)

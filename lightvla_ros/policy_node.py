@@ -20,6 +20,7 @@ from lightvla_ros.lifecycle import (
     ManagedNode,
     Parameter,
     diagnostic_status,
+    hear_everybody,
     run,
 )
 
@@ -41,6 +42,7 @@ from lightvla_ros.inference_loop import InferenceLoop, LoopStatus
 from lightvla_ros.inference_timing import MODES, InferenceTiming
 from lightvla_ros.observation import EdgeLog, Limits, NotReady, ObservationGatherer, Reason, Stream
 from lightvla_ros.overlay import draw_overlay
+from lightvla_ros.plan_clock import check_speed
 from lightvla_ros.robots.adapter import POSE_SOURCES, proprioception, proprioception_sources
 from lightvla_ros.robots.description import RobotDescription, check_contract, load_robot
 from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
@@ -83,7 +85,8 @@ class PolicyNode(ManagedNode):
         self._gatherer: ObservationGatherer | None = None
         self._instruction = ""
         self._active = False
-        self._speed = 1.0
+        self._speed, self._speed_is_bad = 1.0, False
+        self._executing = False
         self._sequence = 0
         self._drawn = 0.0
         self._edges = EdgeLog({})
@@ -148,6 +151,7 @@ class PolicyNode(ManagedNode):
 
     def publish(self, chunk: ActionChunk, instruction: str) -> None:
         self._sequence += 1
+        # Raises for numbers that are not finite, and then nothing is published.
         timed = timed_chunk(chunk, self._contract, instruction, self._sequence)
         self._chunks.publish(to_message(timed))
 
@@ -167,6 +171,8 @@ class PolicyNode(ManagedNode):
             return
         if fault is None:
             self.get_logger().info(sentence)
+        elif fault.reason is Reason.FAILED:
+            self.get_logger().error(sentence)
         else:
             self.get_logger().warning(sentence)
 
@@ -188,7 +194,21 @@ class PolicyNode(ManagedNode):
         if self._loop is not None:
             self._loop.instruct(self._instruction)
 
+    def _on_state(self, message: Any) -> None:
+        """Armed, the executor takes nothing from before: an open-loop chunk in force would leave it starving."""
+        began, self._executing = not self._executing, message.data == "armed"
+        if began and self._executing and self._loop is not None:
+            self._loop.begin_anew()
+
     def _on_speed(self, message: Any) -> None:
+        try:
+            check_speed(message.data)
+        except LightVLAError as error:
+            if not self._speed_is_bad:
+                self.get_logger().warning(f"ignored what came on executor/speed: {error}")
+            self._speed_is_bad = True
+            return
+        self._speed_is_bad = False
         self._speed = message.data
         if self._loop is not None:
             self._loop.set_speed(self._speed)
@@ -271,10 +291,12 @@ class PolicyNode(ManagedNode):
                 self._inbox.subscribe(camera_type, stream.topic, partial(self._on_message, stream), SENSOR_QOS)
             else:
                 subscribe_state(self._inbox, self._sources[stream.name], partial(self._on_message, stream))
-        instructions = self.create_subscription(String, "instruction", self._on_instruction, LATCHED_QOS)
-        self._owned.append(lambda: self.destroy_subscription(instructions))
-        speeds = self.create_subscription(Float64, "executor/speed", self._on_speed, LATCHED_QOS)
-        self._owned.append(lambda: self.destroy_subscription(speeds))
+        subscriptions = [
+            *hear_everybody(self, String, "instruction", self._on_instruction),
+            self.create_subscription(Float64, "executor/speed", self._on_speed, LATCHED_QOS),
+            self.create_subscription(String, "executor/state", self._on_state, LATCHED_QOS),
+        ]
+        self._owned.extend(partial(self.destroy_subscription, subscription) for subscription in subscriptions)
         self._inbox.start()
 
     def _own_publisher(self, kind: Any, topic: str, qos: Any) -> Any:

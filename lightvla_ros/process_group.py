@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +96,13 @@ def running(processes: Sequence[Process], logs: Path) -> Iterator[ProcessGroup]:
 
 
 def _pass_signals_on(group: ProcessGroup) -> None:
-    """Ctrl-C and SIGTERM reach the group before anything is unwound here, so that it ends while this process does."""
+    """Signals reach the group before anything is unwound here, so that it ends while this process does."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         group.ask_to_end()
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
 
 
@@ -118,6 +118,34 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
     run_to_end([sys.executable, "-m", "lightvla_core.cli", "init", str(folder), "--seed", str(seed)])
 
 
+@dataclass(frozen=True)
+class SimulatedPolicy:
+    """A checkpoint for the simulated robot. note: for whoever watches; cameras, image_size (px): what it needs"""
+
+    checkpoint: Path
+    note: str
+    cameras: tuple[str, ...]
+    image_size: int
+
+
+def simulated_policy(
+    checkpoint: Path | str | None, instruction: str, folder: Path, seed: int, say: Callable[[str], None]
+) -> SimulatedPolicy:
+    """This checkpoint, or where there is none a tiny one with random weights in `folder`, and then all shown says so.
+
+    Raises LightVLAError for a blank instruction or a folder that is no checkpoint.
+    """
+    if not instruction.strip():
+        raise LightVLAError("the instruction is empty; say what the robot should do, such as 'pick up the red cube'")
+    note = instruction
+    if not checkpoint:
+        checkpoint = folder / "tiny"
+        note = f"untrained policy, random weights: the motion means nothing | {instruction}"
+        say("no checkpoint given: a tiny policy with random weights, which has learnt nothing")
+        write_tiny_checkpoint(checkpoint, seed)
+    return SimulatedPolicy(Path(checkpoint), note, *camera_settings(Path(checkpoint)))
+
+
 def camera_settings(checkpoint: Path) -> tuple[tuple[str, ...], int]:
     """Names and image size (px) that the simulated robot must render: asked of the contract before anything starts."""
     from lightvla_core.checkpoint import require_folder
@@ -128,12 +156,13 @@ def camera_settings(checkpoint: Path) -> tuple[tuple[str, ...], int]:
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM take the same way out as Ctrl-C."""
+    """Let SIGTERM, and SIGHUP of a closed terminal, take the same way out as Ctrl-C."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
 
 
 def _stop_rank(started: _Started) -> int:

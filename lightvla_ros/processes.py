@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightvla_core.contract import PolicyContract
+from lightvla_core.errors import LightVLAError
 from lightvla_core.resources import resource
 from lightvla_ros.robots.adapter import proprioception_sources
 from lightvla_ros.robots.description import RobotDescription
@@ -31,19 +32,27 @@ class Process:
 
     executable: console script of this package (`ros2 run lightvla_ros <executable>`); module: the same for python -m
     environment: variables to set on top of the starter's own
+    parameter_files: ROS parameter YAML, whose values go before those above
     """
 
     executable: str
     module: str
     parameters: Mapping[str, Value]
     environment: Mapping[str, str] = field(default_factory=dict)
+    parameter_files: tuple[str, ...] = ()
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self.executable.removesuffix("_node")
 
     def command(self) -> list[str]:
         """The command line without a ROS installation's tools."""
         # JSON is YAML, which ROS reads here, and quotes whatever needs it.
         assignments = [f"{name}:={json.dumps(value)}" for name, value in self.parameters.items()]
         arguments = [part for assignment in assignments for part in ("-p", assignment)]
-        return [sys.executable, "-m", self.module, "--ros-args", *arguments]
+        files = [part for path in self.parameter_files for part in ("--params-file", path)]
+        return [sys.executable, "-m", self.module, "--ros-args", *arguments, *files]
 
 
 def simulation(
@@ -97,13 +106,16 @@ def aloha(
     device: str = "cuda",
     transport: Transport = "raw",
     parts: Part = "both",
+    params_file: str = "",
 ) -> tuple[Process, ...]:
     """Policy and executor for two ALOHA arms, whose drivers and cameras run already.
 
     gripper: aloha1 or trossen; transport: raw on one machine, compressed where the cameras are on another
+    params_file: ROS parameter YAML for both nodes, empty for none
+    Raises LightVLAError for a policy without a checkpoint.
     """
     robot: dict[str, Value] = {"robot": "aloha", "gripper": gripper}
-    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts)
+    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts, params_file)
 
 
 def franka(
@@ -114,10 +126,16 @@ def franka(
     device: str = "cuda",
     transport: Transport = "raw",
     parts: Part = "both",
+    gripper: str = "",
+    params_file: str = "",
 ) -> tuple[Process, ...]:
-    """Policy and executor for one FR3 on franka_ros2, with MoveIt Servo where the policy gives end-effector deltas."""
-    robot: dict[str, Value] = {"robot": "franka", "pose_source": pose_source}
-    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts)
+    """Policy and executor for one FR3 on franka_ros2, with MoveIt Servo where the policy gives end-effector deltas.
+
+    gripper: variant, as named in config/robots/franka.yaml, empty for the first there; params_file: as for `aloha`
+    Raises LightVLAError for a policy without a checkpoint.
+    """
+    robot: dict[str, Value] = {"robot": "franka", "gripper": gripper, "pose_source": pose_source}
+    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts, params_file)
 
 
 @dataclass(frozen=True)
@@ -163,8 +181,14 @@ def _arms(
     device: str,
     transport: Transport,
     parts: Part,
+    params_file: str = "",
 ) -> tuple[Process, ...]:
+    if parts != "executor" and not str(checkpoint):
+        raise LightVLAError(
+            "no checkpoint is given; add checkpoint:=/path/to/its/folder (only parts:=executor has none)"
+        )
     environment = transport_environment()
+    files = (params_file,) if params_file else ()
     policy = Process(
         "policy_node",
         "lightvla_ros.policy_node",
@@ -177,9 +201,10 @@ def _arms(
         },
         # Idle OpenMP threads would spin beside the control loop.
         {**environment, "OMP_WAIT_POLICY": "passive"},
+        files,
     )
     executor = Process(
-        "executor_node", "lightvla_ros.executor_node", {"command_type": command_type, **robot}, environment
+        "executor_node", "lightvla_ros.executor_node", {"command_type": command_type, **robot}, environment, files
     )
     return {"both": (policy, executor), "policy": (policy,), "executor": (executor,)}[parts]
 

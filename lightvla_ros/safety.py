@@ -123,6 +123,8 @@ class SafetyGate:
 
     def __init__(self, limits: Limits, period: float, starvation_timeout: float) -> None:
         self.limits = limits
+        self.period = self._interval = period
+        self._step = limits.largest_step(period)
         self.set_times(period, starvation_timeout)
         self.state: State = "disarmed"
         self.reason = ""
@@ -135,8 +137,9 @@ class SafetyGate:
         for name, value in (("period", period), ("starvation_timeout", starvation_timeout)):
             if not (math.isfinite(value) and value > 0):
                 raise LightVLAError(f"{name} should be a positive number of s, but is {value}")
+        # The next command comes one old period after the last, and is to be reached within one new period.
+        self._bound_by(min(self.period, period))
         self.period, self._starvation_timeout = period, starvation_timeout
-        self._step = self.limits.largest_step(period)
 
     @property
     def target(self) -> NDArray[np.float64] | None:
@@ -152,6 +155,7 @@ class SafetyGate:
             raise LightVLAError(f"cannot arm: {sentence}")
         self.state, self.reason, self.last, self._fed = "armed", "", None, now.steady
         self.interventions = Counter({kind: 0 for kind in INTERVENTIONS})
+        self._bound_by(self.period)
 
     def disarm(self) -> None:
         self.state, self.reason, self.last = "disarmed", "", None
@@ -177,6 +181,7 @@ class SafetyGate:
         """
         if self.state == "armed":
             self._advance(desired, measured, now)
+        self._bound_by(self.period)
         return None if self.state == "disarmed" else self.last
 
     def preview(self, desired: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -184,6 +189,11 @@ class SafetyGate:
         if self._unfit(measured) is not None or not np.isfinite(desired).all():
             return None
         return bound(desired, measured, self.limits, self.period).command
+
+    def _bound_by(self, interval: float) -> None:
+        """Bound the next command as one that comes, and is reached, within this time, s."""
+        if interval != self._interval:
+            self._interval, self._step = interval, self.limits.largest_step(interval)
 
     def _advance(self, desired: NDArray[np.float64] | None, measured: NDArray[np.float64], now: Now) -> None:
         sentence = self._tracking(measured)
@@ -205,7 +215,7 @@ class SafetyGate:
                 self.stop(sentence)
                 return
             base = measured
-        bounded = bound(desired, base, self.limits, self.period)
+        bounded = bound(desired, base, self.limits, self._interval)
         self.interventions.update(bounded.interventions)
         if "non_finite" in bounded.interventions:
             self.stop("fault: the policy's command is not finite", measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,17 +73,17 @@ def every_command_is_finite(made: Run) -> None:
 
 
 def every_command_is_within_limits(made: Run) -> None:
-    before = None
+    before: Record | None = None
     for record in made.records:
         if record.command is None:
             continue
-        base = record.measured if before is None else before
         assert (record.command >= LOWER).all()
         assert (record.command <= UPPER).all()
-        # The longest period that any parameter of the run allows.
-        largest = np.minimum(MAX_STEP, MAX_VELOCITY * 0.04) + 1e-9
+        base, elapsed = (record.measured, math.inf) if before is None else (before.command, record.time - before.time)
+        # Neither in the time since the command before, nor in that in which it is to be reached, is it too fast.
+        largest = np.minimum(MAX_STEP, MAX_VELOCITY * min(elapsed, record.period)) + 1e-9
         assert (np.abs(record.command - base) <= largest).all()
-        before = record.command
+        before = record
     for record, following in pairwise(made.records):
         if record.state == "armed" and following.state == "armed":
             assert following.last_error <= MAX_TRACKING + 1e-9

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from executor_fixtures import START, aloha_contract, chunk, robot, settings
@@ -40,7 +41,7 @@ FrameFault = Callable[[float, float], list[float]]
 
 @dataclass
 class Record:
-    """One control period as it went."""
+    """One control period as it went. period: in which its command is to be reached, s"""
 
     time: float
     now: Now
@@ -54,7 +55,7 @@ class Record:
 
 @dataclass
 class Taken:
-    """An observation that inference was started on: ages by both clocks and skew, s."""
+    """An observation that inference was started on: the largest ages by both clocks, and skew, s."""
 
     age: float
     silence: float
@@ -105,6 +106,7 @@ class Rig:
         self.execution.set_instruction(self.instruction)
         self.gatherer = ObservationGatherer((CAMERA, *STATES), GATHER_LIMITS)
         self.decision = InferenceDecision(self.gatherer, InferenceTiming("receding_horizon", CONTRACT.period, 25, 5))
+        self.received: dict[str, float] = {}
         self.pose: Vector = START.copy()
         self.under_way: list[tuple[float, TimedChunk]] = []
         self._sampled: Sample | None = None
@@ -115,20 +117,23 @@ class Rig:
         return Now(self.ros, self.time)
 
     def run(self, seconds: float) -> None:
-        for _ in range(round(seconds / PERIOD)):
+        end = self.time + seconds - 1e-9
+        while self.time < end:
             self.step()
 
-    def step(self, period: float = PERIOD) -> None:
-        self.time += period
+    def step(self, stall: float = 0.0) -> None:
+        """One control period at the rate in force, which begins so much late, s."""
+        elapsed = self.execution.settings.mode.period + stall
+        self.time += elapsed
         if self.switches.clock_runs:
-            self.ros += period
+            self.ros += elapsed
         self.switches.each_period(self)
         self._feed_states()
         self._feed_frames()
         self._think()
         if self.switches.heartbeat:
             self.execution.feed_heartbeat(self.time)
-        self._control(period)
+        self._control()
 
     def receive(self, made: TimedChunk) -> None:
         with contextlib.suppress(ChunkError):
@@ -145,11 +150,15 @@ class Rig:
             positions = {c.name: float(p) for c, p in zip(CHANNELS, self.pose, strict=True) if c.arm == arm}
             for seen, stamp in self.switches.states(arm, positions, self.ros - 0.002):
                 self.execution.feed_state(arm, seen, stamp, self.time)
-                self.gatherer.put(arm, seen, stamp, self.time)
+                self._put(arm, seen, stamp)
 
     def _feed_frames(self) -> None:
         for stamp in self.switches.frames(self.ros - 0.01, self.ros):
-            self.gatherer.put(CAMERA.name, stamp, stamp, self.time)
+            self._put(CAMERA.name, stamp, stamp)
+
+    def _put(self, stream: str, message: Any, stamp: float) -> None:
+        self.received[stream] = self.time
+        self.gatherer.put(stream, message, stamp, self.time)
 
     def _think(self) -> None:
         """The policy node: gather, decide, and after its latency a chunk."""
@@ -168,9 +177,10 @@ class Rig:
 
     def _note(self, snapshot: Snapshot) -> None:
         stamps = [*snapshot.images.values(), snapshot.stamp]
-        self.taken.append(Taken(self.ros - min(stamps), self.time - snapshot.received, max(stamps) - min(stamps)))
+        silence = self.time - min(self.received[name] for name in snapshot.messages)
+        self.taken.append(Taken(self.ros - min(stamps), silence, max(stamps) - min(stamps)))
 
-    def _control(self, period: float) -> None:
+    def _control(self) -> None:
         last = self._last_command()
         error = 0.0 if last is None else float(np.abs((last - self.pose)[:6]).max())
         measured, self._sampled = self.pose.copy(), None
@@ -178,7 +188,16 @@ class Rig:
         if command is not None and self.switches.follows:
             self.pose = command.copy()
         self.records.append(
-            Record(self.time, self.now, period, self.execution.state, command, measured, error, self._sampled)
+            Record(
+                self.time,
+                self.now,
+                self.execution.settings.mode.period,
+                self.execution.state,
+                command,
+                measured,
+                error,
+                self._sampled,
+            )
         )
 
     def _last_command(self) -> Vector | None:

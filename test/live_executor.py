@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from executor_fixtures import START, aloha_contract, chunk, joint_positions
@@ -27,6 +28,7 @@ from lightvla_ros.chunk_message import to_message
 from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
 
 CONTRACT = aloha_contract()
+_LOADING = 30.0  # s
 ARM_TOPIC = "follower_left/arm_controller/joint_trajectory"
 
 
@@ -79,14 +81,15 @@ class Bench:
     def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, f"waited in vain; the executor is {self.state!r}"
             self.executor.spin_once(timeout_sec=0.02)
 
     def call(self, kind: Any, service: str, request: Any) -> Any:
         client = self.node.create_client(kind, service)
-        self.until(client.service_is_ready)
+        # A policy loads torch before it appears, and a checkpoint in its configuration.
+        self.until(client.service_is_ready, _LOADING)
         future = client.call_async(request)
-        self.until(future.done)
+        self.until(future.done, _LOADING)
         self.node.destroy_client(client)
         return future.result()
 
@@ -110,9 +113,10 @@ class Bench:
         values = {p.key: p.value for d in self.diagnostics[-1:] for p in d.status[0].values}
         return float(values.get(key, "nan"))
 
-    def send_chunk(self, waist: float) -> None:
-        goal = START.copy()
-        goal[0] = waist
+    def send_chunk(self, waist: float, last: float | None = None) -> None:
+        """Steps that hold one position of the left waist, or go evenly from it to a last one, rad."""
+        goal = np.tile(START, (CONTRACT.chunk_length, 1))
+        goal[:, 0] = np.linspace(waist, waist if last is None else last, len(goal))
         self.sequence += 1
         stamp = self.node.get_clock().now().nanoseconds * 1e-9
         self.chunks.publish(to_message(chunk(CONTRACT, goal, stamp, self.sequence)))

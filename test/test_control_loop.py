@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.control_loop import ControlLoop, Ring, percentiles
+from lightvla_ros.control_loop import ControlLoop, Ring, percentiles, undisturbed
 
 PERIOD = 0.005
 
@@ -81,6 +82,56 @@ def test_exception_in_a_tick_is_handed_over_and_ends_the_loop() -> None:
     assert done.wait(5.0)
     loop.stop()
     assert [str(e) for e in caught] == ["no"]
+    assert not loop.running
+
+
+def test_stopping_does_not_wait_for_a_long_period() -> None:
+    loop = ControlLoop(5.0, lambda deadline: None, lambda error: None)
+    loop.start()
+    assert loop.running
+    began = time.monotonic()
+    loop.stop()
+    assert time.monotonic() - began < 1.0
+    assert not loop.running
+
+
+def test_long_period_is_slept_to_its_deadline_all_the_same() -> None:
+    late: list[float] = []
+    done = threading.Event()
+
+    def tick(deadline: float) -> None:
+        late.append(time.monotonic() - deadline)
+        done.set()
+
+    loop = ControlLoop(0.18, tick, lambda error: done.set())
+    loop.start()
+    assert done.wait(5.0)
+    loop.stop()
+    assert late[0] >= 0.0
+
+
+def test_priority_that_is_not_given_is_done_without() -> None:
+    done = threading.Event()
+    loop = ControlLoop(PERIOD, lambda deadline: done.set(), lambda error: None, priority=1000)
+    loop.start()
+    assert done.wait(5.0)
+    loop.stop()
+
+
+def test_garbage_is_collected_as_usual_when_no_loop_runs() -> None:
+    within: list[bool] = []
+    done = threading.Event()
+
+    def tick(deadline: float) -> None:
+        within.append(gc.isenabled())
+        done.set()
+
+    loop = ControlLoop(PERIOD, tick, lambda error: None)
+    loop.start()
+    assert done.wait(5.0)
+    loop.stop()
+    assert not any(within)
+    assert gc.isenabled()
 
 
 def test_impossible_period_is_refused() -> None:
@@ -105,3 +156,15 @@ def test_real_time_request_says_what_it_got() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     assert "real-time scheduling" in output
+
+
+def test_an_undisturbed_block_gives_the_switch_interval_back_whatever_happens():
+    before = sys.getswitchinterval()
+
+    def fail() -> None:
+        with undisturbed():
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert sys.getswitchinterval() == before

@@ -128,6 +128,69 @@ def test_starvation_holds_then_latches() -> None:
     assert bench.execution.state.startswith("stopped: starvation")
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.005, 0.04), (0.04, 0.005)])
+def test_changed_rate_never_exceeds_the_velocity_limit(before: float, after: float) -> None:
+    bench = Bench(period=before).armed()
+    goal = START.copy()
+    goal[0] = 2.0
+    bench.offer(goal)
+    bench.run(2)
+    bench.execution.change(settings(after))
+    for _ in range(10):
+        bench.period = bench.execution.settings.mode.period
+        last = bench.sent[-1]
+        moved = np.abs(bench.run(1) - last)[0]
+        # Since the last command, and until it is to be reached.
+        assert 0.0 < moved <= CHANNELS[0].max_velocity * min(bench.period, bench.execution.settings.mode.period) + 1e-9
+    assert bench.period == after
+
+
+def test_chunk_from_before_the_stop_is_not_executed_after_arming_again_however_slow() -> None:
+    bench = Bench(speed=0.1).armed()
+    goal = START.copy()
+    goal[0] = 0.45
+    bench.offer(goal)
+    assert bench.run(3) is not None
+    observed = bench.now.ros
+    bench.execution.stop("test", bench.now)
+    bench.run(5)
+    bench.execution.arm(bench.now)
+    assert bench.run(3) is None
+    with pytest.raises(ChunkError, match="before it was stopped"):
+        bench.execution.offer(chunk(CONTRACT, goal, observed - 0.01, bench.sequence + 1), bench.now)
+    bench.offer(goal)
+    assert bench.run(1) is not None
+
+
+def test_arming_takes_no_chunk_older_than_it_lasts_at_full_speed() -> None:
+    bench = Bench(speed=0.1)
+    bench.run(1)
+    bench.offer(START)
+    bench.run(26)
+    bench.execution.arm(bench.now)
+    assert bench.run(3) is None
+    fresh = Bench(speed=0.1)
+    fresh.run(1)
+    fresh.offer(START)
+    fresh.run(20)
+    fresh.execution.arm(fresh.now)
+    assert fresh.run(1) is not None
+
+
+def test_clock_that_went_back_while_stopped_does_not_forbid_new_chunks() -> None:
+    bench = Bench().armed()
+    bench.execution.stop("test", bench.now)
+    for _ in range(2):
+        earlier = Now(bench.now.ros - 100.0, bench.now.steady + 0.04)
+        for arm in ARMS:
+            bench.execution.feed_state(arm, joint_positions(), earlier.ros, earlier.steady)
+        bench.execution.run_period(earlier)
+        bench.time += 0.04
+    moment = Now(bench.now.ros - 100.0, bench.now.steady)
+    bench.execution.arm(moment)
+    bench.execution.offer(chunk(CONTRACT, START, moment.ros, 7), moment)
+
+
 def test_new_instruction_rejects_chunks_of_the_old_one() -> None:
     bench = Bench().armed()
     bench.offer(START)

@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 
+from lightvla_core.errors import LightVLAError
 from lightvla_ros.inbox import Inbox, RawMessage
 from lightvla_ros.lifecycle import NEWEST_QOS
 
@@ -34,6 +35,12 @@ def test_the_stamp_is_read_without_decoding_the_rest(kind):
     raw = RawMessage(kind, serialize_message(message), received=1.0)
     assert raw.stamp == 1_700_000_000.25
     assert raw.decode() == message
+
+
+@pytest.mark.parametrize("data", [b"\x00\x01\x00\x00" + b"\xff" * 200, b"\x00\x01\x00\x00" + bytes(9)])
+def test_bytes_that_are_no_message_are_refused_in_one_sentence(data):
+    with pytest.raises(LightVLAError, match=f"{len(data)} bytes are no JointState"):
+        RawMessage(JointState, data, received=1.0).decode()
 
 
 def test_a_message_reaches_the_callback_although_nobody_spins_the_node(node):

@@ -131,7 +131,7 @@ sys.exit(run(Node))
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 0), ("raise", 1)])
+@pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 0), ("SIGHUP", 0), ("raise", 1)])
 def test_signals_and_exceptions_stop_in_order_without_a_traceback(how: str, status: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -148,6 +148,29 @@ def test_signals_and_exceptions_stop_in_order_without_a_traceback(how: str, stat
     assert output.splitlines()[-2:] == ["deactivated", "cleaned up"]
     assert "Traceback" not in errors
     assert ("a callback failed: ValueError: a bug" in errors) == (how == "raise")
+
+
+def test_started_to_outlive_its_terminal_it_does() -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + RUN
+    process = subprocess.Popen([sys.executable, "-c", ignored, "on"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGHUP)
+        for _ in range(20):
+            assert process.stdout.readline() == "up\n"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ros_that_does_not_start_is_one_sentence() -> None:
+    command = [sys.executable, "-c", RUN, "on", "--ros-args", "-p", "no assignment"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if "ROS 2 did not start: " in line]) == 1
 
 
 def test_changed_parameters_are_shown_to_the_node_before_they_are_set() -> None:

@@ -218,6 +218,15 @@ def test_unknown_encoding_names_camera_and_topic() -> None:
         observe(_snapshot(_image(9, "32FC1"), _state(waist=0.0, elbow=0.0)), "")
 
 
+def test_bytes_that_are_no_message_name_their_stream() -> None:
+    def decode(data: Any) -> Any:
+        raise LightVLAError("3 bytes are no Image")
+
+    snapshot = Snapshot({stream.name: b"..." for stream in STREAMS}, ROS, {}, 0.0, STEADY)
+    with pytest.raises(LightVLAError, match=r"camera cam_high \(/cam_high/image\) cannot be decoded: 3 bytes"):
+        to_observation(snapshot, STREAMS, _proprioception, "go", decode)
+
+
 def test_joint_state_that_is_not_finite_is_refused() -> None:
     with pytest.raises(LightVLAError, match=r"/left/joint_states.*elbow.*not a finite number"):
         finite_values(_state(waist=0.0, elbow=float("nan")), str(LEFT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 import signal
 import subprocess
 import sys
@@ -23,10 +24,12 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from live_marks import shows
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
@@ -37,6 +40,7 @@ from lightvla_ros.chunk_message import from_message, instruction_id, stamp_secon
 from lightvla_ros.images import fill_image, image_to_rgb
 from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
 from lightvla_ros.policy_node import PolicyNode
+from lightvla_ros.wire import HEADER_STAMP_END
 
 CAMERAS = ("cam_high", "cam_left_wrist")
 ARMS = ("follower_left", "follower_right")
@@ -62,12 +66,18 @@ def _ros(ros_domain: int) -> Iterator[None]:
     rclpy.try_shutdown()
 
 
+def damaged(message: Any) -> bytes:
+    """Its stamp, so that it counts as fresh, and then bytes that are no such message."""
+    return serialize_message(message)[:HEADER_STAMP_END] + b"\xff" * 200
+
+
 class Robot(Node):
     """Publishes what cameras and arms would, and keeps everything that the policy says."""
 
     def __init__(self) -> None:
         super().__init__("robot")
         self.silent: set[str] = set()
+        self.noise: set[str] = set()
         self.encoding = "rgb8"
         self.chunks: list[Any] = []
         self.contracts: list[str] = []
@@ -102,7 +112,7 @@ class Robot(Node):
             image = Image()
             fill_image(image, self._pixels)
             image.encoding, image.header.stamp = self.encoding, stamp
-            self._raw[camera].publish(image)
+            self._raw[camera].publish(damaged(image) if camera in self.noise else image)
             data = array.array("B", cv2.imencode(".jpg", self._pixels)[1].tobytes())
             jpeg = CompressedImage(format="rgb8; jpeg compressed bgr8", data=data)
             jpeg.header.stamp = stamp
@@ -115,7 +125,7 @@ class Robot(Node):
             if arm not in self.silent:
                 state = JointState(name=JOINTS, position=POSE)
                 state.header.stamp = stamp
-                self._states[arm].publish(state)
+                self._states[arm].publish(damaged(state) if arm in self.noise else state)
 
 
 class Graph:
@@ -298,6 +308,72 @@ def test_unknown_encoding_stops_inference_with_one_sentence(graph: Callable[...,
     assert len([line for line in running.logs if "thermal9" in line]) == 1
     running.robot.encoding = "rgb8"
     running.next_chunk()
+
+
+@pytest.mark.parametrize("source", ["cam_left_wrist", "follower_right"])
+def test_bytes_that_are_no_message_stop_inference_with_one_sentence_until_they_end(
+    graph: Callable[..., Graph], source: str
+) -> None:
+    running = graph().start()
+    running.next_chunk()
+    running.robot.noise.add(source)
+    sentence = running.wait_for_log("no inference", source)
+    assert "cannot be decoded" in sentence
+    assert running.no_chunk_comes()
+    assert len([line for line in running.logs if "no inference" in line]) == 1
+    running.robot.noise.clear()
+    running.next_chunk()
+    running.wait_for_log("inference goes on")
+
+
+@shows("policy whose chunks are not finite")
+def test_chunk_that_is_not_finite_is_an_error_and_is_not_published(graph: Callable[..., Graph]) -> None:
+    running = graph().start()
+    running.next_chunk()
+    head = running.node._policy._model.action_head
+    good = {name: value.clone() for name, value in head.state_dict().items()}
+    for value in head.state_dict().values():
+        value.fill_(math.nan)
+    assert "NaN" in running.wait_for_log("ERROR", "no inference")
+    assert running.no_chunk_comes()
+    running.wait(
+        lambda: any(s.level == DiagnosticStatus.ERROR for s in running.robot.diagnostics), "diagnostics of an error"
+    )
+    head.load_state_dict(good)
+    running.next_chunk()
+
+
+@shows("speed of 0 or NaN from another executor")
+def test_impossible_speed_is_ignored_and_said_once(graph: Callable[..., Graph]) -> None:
+    running = graph(mode="open_loop").start()
+    speed = running.robot.create_publisher(Float64, "executor/speed", LATCHED_QOS)
+    running.wait(speed.get_subscription_count, "the match of the speed topic")
+    for bad in (0.0, math.nan, -1.0, math.inf):
+        speed.publish(Float64(data=bad))
+        running.next_chunk()
+    assert "speed should be between" in running.wait_for_log("ignored what came on executor/speed")
+    assert len([line for line in running.logs if "executor/speed" in line]) == 1
+    first, second = (stamp_seconds(running.next_chunk().header.stamp) for _ in range(2))
+    assert 0.9 < second - first < 1.5
+
+
+def test_arming_ends_the_wait_of_an_open_loop_chunk(graph: Callable[..., Graph]) -> None:
+    running = graph(mode="open_loop").start()
+    state = running.robot.create_publisher(String, "executor/state", LATCHED_QOS)
+    running.wait(state.get_subscription_count, "the match of the state topic")
+    running.next_chunk()
+    started = time.monotonic()
+    state.publish(String(data="armed"))
+    running.next_chunk()
+    assert time.monotonic() - started < 0.9  # the chunk would last 1 s
+
+
+def test_instruction_from_a_publisher_that_keeps_nothing_is_heard(graph: Callable[..., Graph]) -> None:
+    running = graph(instruction="").start()
+    terminal = running.robot.create_publisher(String, "instruction", NEWEST_QOS)
+    running.wait(terminal.get_subscription_count, "the match of the instruction topic")
+    terminal.publish(String(data="lift the blue cube"))
+    assert running.next_chunk().header.frame_id.split(":")[1] == instruction_id("lift the blue cube")
 
 
 def test_without_an_instruction_the_node_waits_for_one_and_says_so_once(graph: Callable[..., Graph]) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.process_group import ProcessGroup, camera_settings, run_to_end, running
+from lightvla_ros.process_group import ProcessGroup, camera_settings, run_to_end, running, simulated_policy
 from lightvla_ros.processes import Process
 
 
@@ -42,9 +42,39 @@ def test_a_process_that_ignores_the_request_is_ended_anyway(tmp_path, monkeypatc
     assert 1.0 < time.monotonic() - began < 3.0
 
 
+def test_inference_is_asked_to_end_first_then_the_commands_then_the_robot(tmp_path, monkeypatch):
+    (tmp_path / "idle.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    names = ("sim_node", "executor_node", "policy_node")
+    with running([Process(name, "idle", {}) for name in names], tmp_path) as group:
+        asked = [popen.pid for popen in group.ask_to_end()]
+        assert asked == [group.pid(name) for name in ("policy_node", "executor_node", "sim_node")]
+
+
 def test_the_sentence_of_a_failed_command_is_passed_on():
     with pytest.raises(LightVLAError, match=r"^the reason$"):
         run_to_end([sys.executable, "-c", "import sys; sys.exit('noise\\nthe reason')"])
+
+
+def test_simulation_without_a_checkpoint_says_that_its_policy_has_learnt_nothing(tmp_path):
+    said: list[str] = []
+    policy = simulated_policy("", "go", tmp_path, 0, said.append)
+    assert policy.checkpoint.is_dir()
+    assert (policy.cameras, policy.image_size) == (("cam_high", "cam_left_wrist"), 112)
+    assert "random weights" in said[0]
+    assert policy.note == "untrained policy, random weights: the motion means nothing | go"
+
+
+def test_simulation_with_a_checkpoint_takes_its_cameras_and_says_nothing(tiny_checkpoint, tmp_path):
+    policy = simulated_policy(str(tiny_checkpoint), "go", tmp_path, 0, lambda text: pytest.fail(text))
+    assert (policy.checkpoint, policy.note, policy.image_size) == (tiny_checkpoint, "go", 112)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("checkpoint", "instruction"), [("", " "), ("/nonexistent", "go")])
+def test_simulation_of_nothing_is_refused(tmp_path, checkpoint, instruction):
+    with pytest.raises(LightVLAError, match=r"instruction is empty|does not exist"):
+        simulated_policy(checkpoint, instruction, tmp_path, 0, print)
 
 
 def test_the_simulator_is_asked_for_what_the_contract_wants(tiny_checkpoint):

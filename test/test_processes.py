@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from executor_fixtures import aloha_contract
 
+from lightvla_core.errors import LightVLAError
 from lightvla_ros import processes
 from lightvla_ros.robots.description import load_robot
 
@@ -40,6 +41,26 @@ def test_parameter_values_survive_the_command_line():
     assert command[:4] == [sys.executable, "-m", "lightvla_ros.x", "--ros-args"]
     name, _, text = command[5].partition(":=")
     assert (name, json.loads(text)) == ("instruction", value)
+
+
+def test_parameter_file_goes_before_the_arguments_and_to_both_nodes():
+    for process in processes.aloha("c", "i", params_file="/tmp/mine.yaml"):
+        assert process.parameter_files == ("/tmp/mine.yaml",)
+        assert process.command()[-2:] == ["--params-file", "/tmp/mine.yaml"]
+    assert all(process.parameter_files == () for process in processes.franka("c", "i"))
+
+
+def test_executor_alone_needs_no_checkpoint_and_a_policy_does():
+    for robot in (processes.aloha, processes.franka):
+        assert [p.executable for p in robot("", "", parts="executor")] == ["executor_node"]
+        for parts in ("both", "policy"):
+            with pytest.raises(LightVLAError, match="no checkpoint is given"):
+                robot("", "go", parts=parts)
+
+
+def test_gripper_of_either_robot_reaches_both_nodes():
+    for robot in (processes.aloha, processes.franka):
+        assert [p.parameters["gripper"] for p in robot("c", "i", gripper="other")] == ["other", "other"]
 
 
 def test_simulations_stay_on_this_machine(monkeypatch):

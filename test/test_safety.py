@@ -192,6 +192,15 @@ def test_no_stream_of_wishes_breaks_a_limit(wishes: list[tuple[Vector | None, Ve
         before = command
 
 
+def test_longer_period_bounds_the_next_command_by_the_time_that_has_passed() -> None:
+    gate = armed()
+    gate.set_times(0.005, 0.5)
+    gate.command(START, START, at(0.0))
+    gate.set_times(0.04, 0.5)
+    np.testing.assert_allclose(gate.command(moved(1.0), START, at(0.005)), moved(3.14 * 0.005))
+    np.testing.assert_allclose(gate.command(moved(1.0), START, at(0.045)), moved(3.14 * 0.005 + 0.1))
+
+
 def test_times_changed_while_armed_bound_the_next_command() -> None:
     gate = armed()
     gate.command(START, START, at(0.0))

@@ -62,6 +62,7 @@ class Stream:
 
     def __init__(self, contract: PolicyContract, mode: ExecutionMode) -> None:
         self.contract, self.mode, self.limits = contract, mode, limits(contract)
+        self.next_mode, self.since = mode, math.inf
         self.schedule = ChunkSchedule(contract, mode)
         self.gate = SafetyGate(self.limits, mode.period, 0.3)
         self.measured = np.array([0.1, -0.5, 0.9])
@@ -84,8 +85,11 @@ class Stream:
 
     def run(self, value: float, moment: float) -> None:
         for _ in range(1 + int(10 * abs(moment))):
+            # The loop takes over a new period after the first command that knows of it.
             self.time += self.mode.period
             self.ros += self.mode.period
+            self.since += self.mode.period
+            self.take_mode()
             sample = self.schedule.sample(self.ros, self.measured if self.gate.last is None else self.gate.last)
             if sample is not None:
                 assert (sample.stamp, sample.step) >= self.planned, "time ran backward"
@@ -102,8 +106,9 @@ class Stream:
         change = np.abs(command - base)
         # A velocity is set to zero at once, where nothing is planned and on a stop.
         change = np.where(self.limits.rates & (command == 0.0), 0.0, change)
-        assert (change <= self.limits.largest_step(self.mode.period) + 1e-9).all()
-        self.before = command.copy()
+        # Neither in the time since the command before, nor in that in which it is to be reached, is it too fast.
+        assert (change <= self.limits.largest_step(min(self.since, self.mode.period)) + 1e-9).all()
+        self.before, self.since = command.copy(), 0.0
 
     def chunk(self, value: float, moment: float) -> None:
         self.sequence += 1
@@ -126,9 +131,13 @@ class Stream:
             self.measured = self.measured * math.nan
 
     def change_mode(self, value: float, moment: float) -> None:
-        self.mode = MODES[int(abs(moment) * 100) % len(MODES)]
-        self.schedule.change_mode(self.mode, self.ros)
-        self.gate.set_times(self.mode.period, 0.3)
+        self.next_mode = MODES[int(abs(moment) * 100) % len(MODES)]
+
+    def take_mode(self) -> None:
+        if self.next_mode is not self.mode:
+            self.mode = self.next_mode
+            self.schedule.change_mode(self.mode, self.ros)
+            self.gate.set_times(self.mode.period, 0.3)
 
     def jump(self, value: float, moment: float) -> None:
         """As the executor does when the clock watch finds a jump."""
@@ -144,7 +153,7 @@ class Stream:
             self.gate.stop("test")
         with contextlib.suppress(LightVLAError):
             self.gate.arm(self.measured, self.now)
-            self.before = None
+            self.before, self.since = None, math.inf
 
 
 def play(events: list[tuple[int, float, float]], contract: PolicyContract, mode: ExecutionMode) -> None:
