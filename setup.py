@@ -54,7 +54,8 @@ setup(
             "lark",
             *(f"ros-jazzy-{name}" for name in GENERATORS),
         ],
-        "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "imageio[ffmpeg]>=2.34"],
+        # gym-aloha's dm-control: pip would download nine newer ones, 56 MB each, to find one that goes with this mujoco.
+        "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "dm-control<1.0.42", "imageio[ffmpeg]>=2.34"],
         "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],
         "export": [*POLICY, "onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],

@@ -143,7 +143,7 @@ def test_sending_that_fails_in_the_stop_is_said_and_everything_else_ends_in_orde
     bench.send_chunk(0.3)
     bench.until(lambda: len(bench.commands) > 2)
     with here._lock:
-        here._commanders.close()
+        here._commanders._publishers = dict.fromkeys(here._commanders._publishers)
         assert here._on_disarm(Trigger.Request(), Trigger.Response()).success
     assert "sending the latched target failed: " in capfd.readouterr().err
     bench.until(lambda: bench.state == "disarmed")
@@ -156,7 +156,7 @@ def test_executor_whose_loop_has_ended_stops_and_refuses_to_arm(here: ExecutorNo
     bench = Bench(ros_domain)
     bring_up(bench)
     bench.until(lambda: bench.trigger("arm")[0])
-    here.destroy_publisher(here._heartbeat_publisher)
+    here._next_heartbeat = "never"
     bench.until(lambda: bench.state == "stopped: fault: the control loop has ended")
     assert "the control loop has ended; deactivate and activate" in bench.trigger("arm")[1]
     bench.until(lambda: any("loop has ended" in d.status[0].message for d in bench.diagnostics))
