@@ -54,7 +54,7 @@ setup(
             "lark",
             *(f"ros-jazzy-{name}" for name in GENERATORS),
         ],
-        # gym-aloha's dm-control: pip would download nine newer ones, 56 MB each, to find one that goes with this mujoco.
+        # Of gym-aloha; pip would download nine newer ones, 56 MB each, to find one that goes with this mujoco.
         "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "dm-control<1.0.42", "imageio[ffmpeg]>=2.34"],
         "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],
