@@ -16,7 +16,9 @@ def ros_wheels(distro: str) -> list[str]:
 
 
 # What builds the drivers' messages of test/interfaces, beside a C++ compiler.
-GENERATORS = ["rosidl-default-generators", "ament-cmake", "ament-cmake-ros", "ament-package", "python-cmake-module"]
+GENERATORS = ["rosidl-default-generators", "rosidl-core-generators", "python-cmake-module", "ament-package"]
+GENERATORS += ["ament-cmake", "ament-cmake-ros", "ament-cmake-include-directories"]
+GENERATORS += ["ament-cmake-gtest", "ament-cmake-gmock", "ament-cmake-pytest"]
 
 POLICY = ["torch>=2.5", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
 POLICY += ["opencv-python-headless>=4.8", "pillow>=10", "simplejpeg>=1.7"]

@@ -472,8 +472,10 @@ def policy(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             "-p",
             f"checkpoint:={tiny_checkpoint}",
         ]
-        # Longer than a stall of 0.8 s less what the last chunk still plans, plus an inference.
-        with (folder / "policy").open("wb") as log, executor_process(folder / "executor", starvation_timeout=0.8):
+        # Longer than a stall of 0.8 s less what the last chunk still plans, plus an inference; and than this process,
+        # which sends the joint states, is held up where the policy takes the cores.
+        times = {"starvation_timeout": 0.8, "state_timeout": 1.0}
+        with (folder / "policy").open("wb") as log, executor_process(folder / "executor", **times):
             process = subprocess.Popen([*command, "-p", "torch_threads:=1"], stdout=log, stderr=log)
             robot_ = Robot(domain)
             try:
@@ -543,8 +545,8 @@ def test_camera(policy: tuple[Robot, Any], name: str) -> None:
 def test_every_input_delayed(policy: tuple[Robot, Any]) -> None:
     bench, _ = policy
     bench.armed()
-    bench.alter_frame = lambda message: late(message, 0.5)
-    bench.alter_state = lambda arm, message: late(message, 0.5)
+    bench.alter_frame = lambda message: late(message, 1.5)
+    bench.alter_state = lambda arm, message: late(message, 1.5)
 
     def heal() -> None:
         bench.alter_frame = lambda message: [message]
