@@ -19,8 +19,7 @@ try:
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 except ImportError as error:
     raise LightVLAError(
-        f"bags are read and written with the package rosbags ({error}); install it with: "
-        "pip install 'lightvla_ros[replay]'"
+        f"bags are read and written with the package rosbags ({error}); install it with: pip install -e '.[replay]'"
     ) from None
 
 Storage = Literal["mcap", "sqlite3"]

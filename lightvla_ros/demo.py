@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,18 @@ def run(
         raise LightVLAError(f"the folder of the video {video} does not exist; make it first")
     interrupt_on_sigterm()
     console = Console()
+    try:
+        _episode(checkpoint, instruction, seconds, video, seed, pace, console)
+    except KeyboardInterrupt:
+        # All is ended and removed; taking an interpreter with ROS down would take another second.
+        console.print("interrupted")
+        sys.stdout.flush()
+        os._exit(130)
+
+
+def _episode(
+    checkpoint: Path | None, instruction: str, seconds: float, video: Path, seed: int, pace: Pace, console: Console
+) -> None:
     with tempfile.TemporaryDirectory(prefix="lightvla_demo_") as folder, reserve_domain() as domain:
         os.environ.update({"ROS_DOMAIN_ID": str(domain), **local_only_environment()})
         policy = simulated_policy(checkpoint, instruction, Path(folder), seed, console.print)

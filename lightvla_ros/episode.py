@@ -108,11 +108,16 @@ def add_banner(picture: RGB, text: str) -> RGB:
 
 def status_line(policy: Mapping[str, str], executor: Mapping[str, str], state: str, elapsed: float) -> str:
     """The episode in one line, from the nodes' diagnostics."""
+    rate, latency = executor.get("control rate (Hz)", "-"), policy.get("image to chunk p50 ms", "-")
     return (
-        f"{elapsed:5.1f} s  {state:8.8}  control {executor.get('control rate (Hz)', '-'):>5} Hz  "
-        f"chunk latency {policy.get('image to chunk p50 ms', '-'):>5} ms  kept {_kept(policy):9}  "
+        f"{elapsed:5.1f} s  {state:8.8}  control {_known(rate):>5} Hz  "
+        f"chunk latency {_known(latency):>5} ms  kept {_kept(policy):9}  "
         f"interventions {_total(executor, 'interventions')}"
     )
+
+
+def _known(value: str) -> str:
+    return "-" if value == "nan" else value
 
 
 def _kept(policy: Mapping[str, str]) -> str:

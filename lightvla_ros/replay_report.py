@@ -146,7 +146,7 @@ def _plot(replay: Replay, i: int, start: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise LightVLAError(
-            f"plots are drawn with matplotlib ({error}); install it with: pip install 'lightvla_ros[replay]'"
+            f"plots are drawn with matplotlib ({error}); install it with: pip install -e '.[replay]'"
         ) from None
     channel = replay.contract.actions[i]
     figure = Figure(figsize=(9.0, 3.5), layout="constrained")

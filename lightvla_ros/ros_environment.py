@@ -55,7 +55,7 @@ def check_ros_mix() -> None:
     spec = importlib.util.find_spec("rclpy")
     if spec is None or spec.origin is None:
         raise LightVLAError(
-            "no rclpy in this Python environment: source a ROS 2 installation, or `pip install lightvla_ros[ros]`"
+            "no rclpy in this Python environment: source a ROS 2 installation, or `pip install -e '.[ros]'` in a clone"
         )
     sentence = mixture(sourced_installations(os.environ), Path(spec.origin).parent, _has_wheels())
     if sentence is not None:

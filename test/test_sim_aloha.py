@@ -329,7 +329,7 @@ def test_missing_package_is_one_sentence_with_the_command(package: str) -> None:
         "except LightVLAError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
-    assert "pip install 'lightvla_ros[sim]'" in done.stdout
+    assert "pip install -e '.[sim]'" in done.stdout
     assert not done.stderr
 
 

@@ -17,7 +17,7 @@ environment=$("$python" -c 'import sys; print(sys.prefix)')
 # Colon-separated, as AMENT_PREFIX_PATH is; cmake wants semicolons.
 search=$environment${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 [ -n "$(IFS=:; for p in $search; do ls -d "$p"/share/rosidl_default_generators 2>/dev/null; done)" ] ||
-    { echo "missing: the rosidl generators (pip install 'lightvla_ros[ros-interfaces]')" >&2; exit 3; }
+    { echo "missing: the rosidl generators (pip install -e '.[ros-interfaces]')" >&2; exit 3; }
 
 stamp=$(cd "$sources" && { find . -type f | LC_ALL=C sort | xargs cat; echo "$search $("$python" -V)"; } | sha256sum)
 [ "$stamp" != "$(cat "$prefix/.stamp" 2>/dev/null)" ] || exit 0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
 
-_INSTALL_SIM = "pip install 'lightvla_ros[sim]'"
+_INSTALL_SIM = "pip install -e '.[sim]'"
 
 try:
     import mujoco
