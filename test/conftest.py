@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import hypothesis
 import pytest
 
 from lightvla_ros.domain import reserve_domain
+
+# The renderer's LLVM (Mesa) and triton's, which torch loads when it likes, go together in this order only.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 # Deadlines would make the suite depend on how busy the machine is.
 hypothesis.settings.register_profile("suite", deadline=None)
