@@ -20,6 +20,7 @@ from lightvla_core.contract import FILE_NAME, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.processes import Process
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 1.5  # s, between asking processes to end and ending them
 # Inference first, then the commands, then the robot.
 _STOP_ORDER = ("policy_node", "executor_node", "sim_node")
@@ -40,7 +41,7 @@ class ProcessGroup:
 
     def start(self, process: Process, logs: Path) -> None:
         log = logs / f"{process.executable}.log"
-        with log.open("wb") as output:
+        with log.open("wb") as output, _signals_later():
             # A session of its own: Ctrl-C reaches only this process, which ends the others in order.
             popen = subprocess.Popen(
                 process.command(),
@@ -49,7 +50,7 @@ class ProcessGroup:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._started.append(_Started(process, popen, log))
+            self._started.append(_Started(process, popen, log))
 
     def pid(self, executable: str) -> int:
         return next(s.popen.pid for s in self._started if s.process.executable == executable)
@@ -102,15 +103,37 @@ def _pass_signals_on(group: ProcessGroup) -> None:
         group.ask_to_end()
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, on_signal)
 
 
 def run_to_end(command: Sequence[str]) -> None:
     """Run a command that prints one sentence when it fails; raises LightVLAError with that sentence."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LightVLAError((result.stderr.strip().splitlines() or [f"{command[0]} failed without a word"])[-1])
+    popen = None
+    try:
+        with _signals_later():
+            popen = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        _, errors = popen.communicate()
+    finally:
+        if popen is not None and popen.poll() is None:
+            popen.kill()
+            popen.wait()
+    if popen.returncode:
+        raise LightVLAError((errors.strip().splitlines() or [f"{command[0]} failed without a word"])[-1])
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """What would interrupt this block does so at its end: a process half started would be left behind."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
@@ -156,12 +179,15 @@ def camera_settings(checkpoint: Path) -> tuple[tuple[str, ...], int]:
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM, and SIGHUP of a closed terminal, take the same way out as Ctrl-C."""
+    """Let SIGTERM, and SIGHUP of a closed terminal, take the same way out as Ctrl-C.
+
+    SIGINT too: a script's background job is born ignoring it, and would leave its processes behind.
+    """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, on_signal)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import time
 
@@ -79,3 +81,18 @@ def test_simulation_of_nothing_is_refused(tmp_path, checkpoint, instruction):
 
 def test_the_simulator_is_asked_for_what_the_contract_wants(tiny_checkpoint):
     assert camera_settings(tiny_checkpoint) == (("cam_high", "cam_left_wrist"), 112)
+
+
+def test_a_signal_while_a_process_starts_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        started.append(popen(*arguments, **options))  # type: ignore[call-overload]
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert started[0].poll() is not None
