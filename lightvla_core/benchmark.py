@@ -10,6 +10,7 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from lightvla_core.contract import Camera, Channel, EndEffector, PolicyContract, Pruning
 from lightvla_core.interface import ActionChunk, Observation
+from lightvla_core.model.vla import LightVLA
 from lightvla_core.normalization import Normalizer
 from lightvla_core.policy import Policy, resolve_device
 from lightvla_core.presets import preset, random_model, tiny_tokenizer
@@ -30,21 +32,24 @@ def bench_policy(
 ) -> Table:
     """Create a preset and time its predictions. Two cameras, proprioception, 8 steps of 7 numbers, L1 head.
 
+    Random weights keep few patches: a trained policy is between the rows with pruning and those without.
     dtype: by default float32 on a CPU and bfloat16 on a GPU
     Raises LightVLAError for an unknown preset or device.
     """
     target = resolve_device(device)
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
     started = time.perf_counter()
-    policy = _random_policy(name, target, dtype)
+    model, policy = _random_policy(name, target, dtype)
     _synchronize(target)
     creation = time.perf_counter() - started
     table = Table(
-        *("batch", "p50 ms", "p99 ms", "vision ms", "language ms", "kept of patches", "peak memory GB"),
+        *("pruning", "batch", "p50 ms", "p99 ms", "vision ms", "language ms", "kept", "of", "peak GB"),
         title=f"{hardware(target)}\n{name}, {str(dtype).removeprefix('torch.')}, created in {creation:.1f} s",
     )
-    for batch in batches:
-        table.add_row(*_row(policy, batch, repeats))
+    for pruning in (Pruning(multiplicity="weighted"), Pruning(enabled=False)):
+        model.contract = replace(model.contract, pruning=pruning)
+        for batch in batches:
+            table.add_row("yes" if pruning.enabled else "no", *_row(policy, batch, repeats))
     return table
 
 
@@ -55,7 +60,7 @@ def hardware(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def _random_policy(name: str, device: torch.device, dtype: torch.dtype) -> Policy:
+def _random_policy(name: str, device: torch.device, dtype: torch.dtype) -> tuple[LightVLA, Policy]:
     config = preset(name)
     size = config.towers[0].image_size
     contract = PolicyContract(
@@ -69,7 +74,6 @@ def _random_policy(name: str, device: torch.device, dtype: torch.dtype) -> Polic
         control_rate=20.0,
         normalization="bounds",
         statistics_key="benchmark",
-        pruning=Pruning(multiplicity="weighted"),
     )
     statistics = {
         part: {"min": [-1.0] * size, "max": [1.0] * size}
@@ -77,7 +81,7 @@ def _random_policy(name: str, device: torch.device, dtype: torch.dtype) -> Polic
     }
     normalizer = Normalizer.from_statistics({"benchmark": statistics}, contract, "benchmark")
     model = random_model(config, contract, seed=0, device=device, dtype=dtype)
-    return Policy(model, PromptEncoder(tiny_tokenizer(), contract, config.tokens), normalizer)
+    return model, Policy(model, PromptEncoder(tiny_tokenizer(), contract, config.tokens), normalizer)
 
 
 def _row(policy: Policy, batch: int, repeats: int) -> list[str]:
@@ -96,8 +100,8 @@ def _row(policy: Policy, batch: int, repeats: int) -> list[str]:
     patches = sum(mask.size for mask in chunks[0].kept.values())
     p50, p99 = np.percentile(seconds, [50, 99]) * 1000
     stages = [f"{np.median([chunk.timing[stage] for chunk in chunks]) * 1000:.1f}" for stage in ("vision", "language")]
-    count = f"{min(kept)} to {max(kept)} of {patches}"
-    return [str(batch), f"{p50:.1f}", f"{p99:.1f}", *stages, count, f"{_peak_memory(policy.device) / 1e9:.1f}"]
+    count = (f"{min(kept)}–{max(kept)}", str(patches))
+    return [str(batch), f"{p50:.1f}", f"{p99:.1f}", *stages, *count, f"{_peak_memory(policy.device) / 1e9:.1f}"]
 
 
 def _observation(contract: PolicyContract, random: np.random.Generator) -> Observation:

@@ -97,22 +97,20 @@ def crop_center(image: RGB, area: float, height: int, width: int) -> RGB:
     """
     side = math.sqrt(area)
     rows, columns = (
-        (1 - side) / 2 * (source - 1) + np.arange(target) * (side * (source - 1) / (target - 1))
+        ((1 - side) / 2 * (source - 1) + np.arange(target) * (side * (source - 1) / (target - 1))).astype(np.float32)
         for source, target in ((image.shape[0], height), (image.shape[1], width))
     )
-    x, y = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
-    cropped = _bilinear(np.asarray(image, dtype=np.float32) / np.float32(255), y, x)
+    scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
+    cropped = _interpolate(_interpolate(scaled, columns, axis=1), rows, axis=0)
     return np.asarray(cropped.clip(0, 1) * 255.5, dtype=np.uint8)
 
 
-def _bilinear(values: Floats, y: Floats, x: Floats) -> Floats:
-    """Exact bilinear samples; OpenCV's remap rounds the weights to 1/32."""
-    y0, x0 = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
-    y1, x1 = np.minimum(y0 + 1, values.shape[0] - 1), np.minimum(x0 + 1, values.shape[1] - 1)
-    wy, wx = (y - y0)[..., None], (x - x0)[..., None]
-    top = values[y0, x0] * (1 - wx) + values[y0, x1] * wx
-    bottom = values[y1, x0] * (1 - wx) + values[y1, x1] * wx
-    return np.asarray(top * (1 - wy) + bottom * wy)
+def _interpolate(values: Floats, places: Floats, axis: int) -> Floats:
+    """Exact linear interpolation along an axis of three; OpenCV's remap rounds the weights to 1/32."""
+    before = np.floor(places).astype(np.intp)
+    after = np.minimum(before + 1, values.shape[axis] - 1)
+    weight = np.expand_dims(places - before, tuple({0, 1, 2} - {axis}))
+    return np.asarray(values.take(before, axis) * (1 - weight) + values.take(after, axis) * weight)
 
 
 def to_pixels(images: list[RGB], towers: tuple[TowerConfig, ...]) -> torch.Tensor:

@@ -52,7 +52,7 @@ class TowerConfig:
         _require(
             isinstance(self.timm_id, str)
             and ":" not in self.timm_id
-            and is_model_in_modules(self.timm_id, "vision_transformer"),
+            and is_model_in_modules(self.timm_id, ("vision_transformer",)),
             f"the vision tower {self.timm_id!r} is no vision transformer that timm knows",
         )
         set_names = (name for name in ("embed_dim", "depth", "num_heads") if getattr(self, name) is not None)
