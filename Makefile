@@ -18,10 +18,10 @@ demo: setup ## A policy moves the simulated ALOHA over ROS 2; makes demo.mp4
 	@$(VENV)/bin/lightvla demo $(ARGS)
 
 test: setup ## The whole test suite
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@tools/with_driver_messages.sh $(VENV)/bin/python $(VENV)/driver_messages $(VENV)/bin/python -m pytest $(ARGS)
 
 test-kilted: ## The whole test suite on the Kilted wheels, in an environment of its own
-	@$(MAKE) --no-print-directory test VENV=.venv-kilted EXTRAS=policy,ros-kilted,sim,dev
+	@$(MAKE) --no-print-directory test VENV=.venv-kilted EXTRAS=policy,ros-kilted,ros-kilted-interfaces,sim,dev
 
 lint: setup ## Format, lint and type checks
 	@$(VENV)/bin/ruff format --check .

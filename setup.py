@@ -16,9 +16,15 @@ def ros_wheels(distro: str) -> list[str]:
 
 
 # What builds the drivers' messages of test/interfaces, beside a C++ compiler.
-GENERATORS = ["rosidl-default-generators", "rosidl-core-generators", "python-cmake-module", "ament-package"]
-GENERATORS += ["ament-cmake", "ament-cmake-ros", "ament-cmake-include-directories"]
-GENERATORS += ["ament-cmake-gtest", "ament-cmake-gmock", "ament-cmake-pytest"]
+GENERATORS = ["rosidl-default-generators", "rosidl-core-generators", "ament-package", "ament-cmake", "ament-cmake-ros"]
+GENERATORS += ["ament-cmake-include-directories", "ament-cmake-gtest", "ament-cmake-gmock", "ament-cmake-pytest"]
+
+
+def generators(distro: str, *also: str) -> list[str]:
+    """rosidl of one ROS distribution: the packages that every one of them has, and those that this one needs."""
+    tools = ["cmake>=3.22,<4", "catkin-pkg", "empy", "lark"]
+    return tools + [f"ros-{distro}-{name}" for name in (*GENERATORS, *also)]
+
 
 POLICY = ["torch>=2.5", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
 POLICY += ["opencv-python-headless>=4.8", "pillow>=10", "simplejpeg>=1.7"]
@@ -49,13 +55,8 @@ setup(
         "policy": POLICY,
         "ros": ros_wheels("jazzy"),
         "ros-kilted": ros_wheels("kilted"),
-        "ros-interfaces": [
-            "cmake>=3.22,<4",
-            "catkin-pkg",
-            "empy",
-            "lark",
-            *(f"ros-jazzy-{name}" for name in GENERATORS),
-        ],
+        "ros-interfaces": generators("jazzy", "python-cmake-module"),
+        "ros-kilted-interfaces": generators("kilted", "ament-cmake-ros-core"),
         # Of gym-aloha; pip would download nine newer ones, 56 MB each, to find one that goes with this mujoco.
         "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "dm-control<1.0.42", "imageio[ffmpeg]>=2.34"],
         "replay": REPLAY,

@@ -100,7 +100,7 @@ def _row(policy: Policy, batch: int, repeats: int) -> list[str]:
     patches = sum(mask.size for mask in chunks[0].kept.values())
     p50, p99 = np.percentile(seconds, [50, 99]) * 1000
     stages = [f"{np.median([chunk.timing[stage] for chunk in chunks]) * 1000:.1f}" for stage in ("vision", "language")]
-    count = (f"{min(kept)}–{max(kept)}", str(patches))
+    count = (f"{min(kept)}-{max(kept)}", str(patches))
     return [str(batch), f"{p50:.1f}", f"{p99:.1f}", *stages, *count, f"{_peak_memory(policy.device) / 1e9:.1f}"]
 
 

@@ -1,12 +1,11 @@
-"""What several test files share: a ROS domain of one's own."""
+"""What several test files share: a ROS domain of one's own, a checkpoint, the command line."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -40,19 +39,33 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
-@pytest.fixture(scope="session")
-def driver_messages() -> dict[str, str]:
-    """The environment in which a process imports the drivers' real message packages; built once, into build/."""
-    root = Path(__file__).parent.parent
-    prefix = root / "build" / "interfaces"
-    command = [str(root / "tools" / "build_test_interfaces.sh"), sys.executable, str(prefix)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode == 3:
-        pytest.skip(built.stderr.strip())
-    assert built.returncode == 0, built.stderr
-    site = next(prefix.glob("l*/python3*/site-packages"))
-    added = {"LD_LIBRARY_PATH": prefix / "lib", "PYTHONPATH": site, "AMENT_PREFIX_PATH": prefix}
-    return {
-        **os.environ,
-        **{name: os.pathsep.join(filter(None, (str(path), os.environ.get(name)))) for name, path in added.items()},
-    }
+@dataclass(frozen=True)
+class Ended:
+    """A command that came to its end."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def sentence(self) -> str:
+        """What a command that refused its input said: one line, on stderr alone."""
+        assert self.status == 2, self
+        assert self.stderr.startswith("error: ")
+        assert self.stderr.count("\n") == 1, self.stderr
+        return self.stderr
+
+
+@pytest.fixture
+def lightvla(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command line, in this process: a process of its own imports torch for seconds."""
+    from lightvla_core.cli import main
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lightvla", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return Ended(int(exit_.value.code or 0), out, err)
+
+    return run

@@ -1,6 +1,8 @@
 """A program: both nodes, active, and as JSON what they publish, subscribe, serve and call. Test only.
 
-python live_graph.py checkpoint robot command_type transport pose_source
+python live_graph.py checkpoint robot command_type,transport,pose_source ...
+
+One line for each setting, each in a fork of this process: importing torch takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -48,7 +50,16 @@ def graph_of(observer: Node, node: str) -> dict[str, list[str]]:
     }
 
 
-def main(checkpoint: str, robot: str, command_type: str, transport: str, pose_source: str) -> None:
+def main(checkpoint: str, robot: str, *settings: str) -> None:
+    for setting in settings:
+        child = os.fork()
+        if not child:
+            look(checkpoint, robot, *setting.split(","))
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            raise SystemExit(f"{robot} with {setting} could not be looked at")
+
+
+def look(checkpoint: str, robot: str, command_type: str, transport: str, pose_source: str) -> None:
     rclpy.init()
     common = {"robot": robot, "pose_source": pose_source}
     own = ({"checkpoint": checkpoint, "transport": transport}, {"command_type": command_type})

@@ -21,4 +21,4 @@ def test_the_table_names_the_hardware_first_and_has_a_row_for_each_batch_with_an
         ["no", "2"],
     ]
     assert all(row[7].strip() == "128" for row in rows)
-    assert "128–128" in rows[2][6]
+    assert "128-128" in rows[2][6]

@@ -566,7 +566,8 @@ def test_policy_process_stalls_and_is_killed(policy: tuple[Robot, Any]) -> None:
     process.send_signal(signal.SIGCONT)
     check_ridden(bench)
     process.kill()
-    bench.until(lambda: bench.state.startswith("stopped: starvation"))
+    # A reader that dies with a port of shared memory in its hand may hold up its writers, such as this process.
+    bench.until(lambda: re.match(f"stopped: ({STARVED}|{STALE})", bench.state) is not None)
     more_commands(bench, 3)
     latched = len(bench.commands)
     bench.spin(0.5)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,12 +117,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         inspect_folder(tmp_path)
 
 
-def test_the_command_exits_with_status_1_when_something_is_missing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lightvla_core.cli", "inspect"]
-    done = subprocess.run([*command, tiny_checkpoint], capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_command_exits_with_status_1_when_something_is_missing(
+    lightvla: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    done = lightvla("inspect", tiny_checkpoint)
+    assert (done.status, done.stderr) == (0, "")
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     lose_tokenizer(copy)
-    done = subprocess.run([*command, copy], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 1
+    done = lightvla("inspect", copy)
+    assert done.status == 1
     assert "missing or damaged" in done.stdout

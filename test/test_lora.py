@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -291,11 +289,10 @@ def test_a_damaged_adapter_is_named_with_its_tensor(run, tmp_path, change, sente
     assert not (tmp_path / "dst").exists()
 
 
-def test_the_command_merges(run, tmp_path):
+def test_the_command_merges(lightvla, run, tmp_path):
     published, updates = run
-    command = [sys.executable, "-m", "lightvla_core.cli", "merge-lora", published.folder, published.folder]
-    done = subprocess.run([*command, tmp_path / "dst"], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    done = lightvla("merge-lora", published.folder, published.folder, tmp_path / "dst")
+    assert done.status == 0, done.stderr
     assert "2 matrices merged" in done.stdout
     expected = published.weights[f"{LINEAR}.weight"].double() + updates[f"{LINEAR}.weight"]
     merged = load_file(tmp_path / "dst/model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -131,9 +132,8 @@ class Robot(Node):
 class Graph:
     """A policy node that spins on a thread of its own, and a robot that is spun by waiting."""
 
-    def __init__(self, console: pytest.CaptureFixture[str], **parameters: Any) -> None:
+    def __init__(self, console: Path, **parameters: Any) -> None:
         self._console = console
-        self._lines: list[str] = []
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.node = PolicyNode(parameter_overrides=overrides)
         self.robot = Robot()
@@ -151,8 +151,7 @@ class Graph:
     @property
     def logs(self) -> list[str]:
         """What the node has said so far on its console; /rosout fails for a second node of one name in a process."""
-        self._lines += [line for line in self._console.readouterr().err.splitlines() if "[policy]" in line]
-        return self._lines
+        return [line for line in self._console.read_text().splitlines() if "[policy]" in line]
 
     def spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -206,12 +205,23 @@ class Graph:
 
 
 @pytest.fixture
-def graph(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Graph]]:
+def console(tmp_path: Path) -> Iterator[Path]:
+    """What this process writes to stderr; capfd loses what is written while it is being read."""
+    path, saved = tmp_path / "stderr", os.dup(2)
+    with path.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    yield path
+    os.dup2(saved, 2)
+    os.close(saved)
+
+
+@pytest.fixture
+def graph(checkpoint: Path, console: Path) -> Iterator[Callable[..., Graph]]:
     made: list[Graph] = []
 
     def make(**parameters: Any) -> Graph:
         usual = {"checkpoint": str(checkpoint), "instruction": INSTRUCTION, "torch_threads": 1}
-        made.append(Graph(capfd, **{**usual, **parameters}))
+        made.append(Graph(console, **{**usual, **parameters}))
         return made[-1]
 
     yield make

@@ -69,6 +69,6 @@ def test_trajectory_commands_are_one_point_reached_within_the_period() -> None:
 
 
 def test_interbotix_without_its_messages_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "interbotix_xs_msgs", None)
+    monkeypatch.setitem(sys.modules, "interbotix_xs_msgs.msg", None)
     with pytest.raises(LightVLAError, match="needs the package interbotix_xs_msgs"):
         command_topics(ARMS, "interbotix", 0.04)
