@@ -18,7 +18,7 @@ from lightvla_core.model import diffusion
 from lightvla_core.model.sequence import TextInput
 from lightvla_core.model.vla import LightVLA
 from lightvla_core.normalization import Normalizer
-from lightvla_core.processing import PromptEncoder, prepare_images, to_pixels
+from lightvla_core.processing import PromptEncoder, prepare_images, require_packages, to_pixels
 
 
 class Policy:
@@ -38,6 +38,7 @@ class Policy:
     ) -> None:
         """denoising_steps: of a diffusion head, 1..50; seed: of the noise from which it starts"""
         diffusion.inference_timesteps(denoising_steps)
+        require_packages(model.contract)
         self._model = model
         self._prompt = prompt
         self._normalizer = normalizer

@@ -61,15 +61,26 @@ def jpeg_round_trip(image: RGB, quality: int) -> RGB:
     TensorFlow decodes with the fast integer DCT, which OpenCV and Pillow do not offer and from which their pixels
     differ by up to 14 levels.
     """
+    simplejpeg = _simplejpeg()
+    ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok
+    return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=True, fastupsample=False))
+
+
+def _simplejpeg() -> Any:
     try:
         import simplejpeg  # here, since few contracts ask for the round trip
     except ImportError:
         raise LightVLAError(
             "the contract's jpeg_quality needs the package simplejpeg; install it with `pip install simplejpeg`"
         ) from None
-    ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert ok
-    return np.asarray(simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=True, fastupsample=False))
+    return simplejpeg
+
+
+def require_packages(contract: PolicyContract) -> None:
+    """Raises LightVLAError where a package is missing that preparing this contract's images takes."""
+    if any(camera.jpeg_quality is not None for camera in contract.cameras):
+        _simplejpeg()
 
 
 def resize_lanczos3(image: RGB, height: int, width: int) -> RGB:

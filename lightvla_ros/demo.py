@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -22,6 +23,8 @@ def run(
     """One episode. Without a checkpoint, of a tiny policy with random weights, and everything shown says so."""
     if not video.absolute().parent.is_dir():
         raise LightVLAError(f"the folder of the video {video} does not exist; make it first")
+    if pace not in get_args(Pace):
+        raise LightVLAError(f"pace is {pace!r}; expected {' or '.join(get_args(Pace))}")
     interrupt_on_sigterm()
     console = Console()
     try:
@@ -40,6 +43,7 @@ def _episode(
         os.environ.update({"ROS_DOMAIN_ID": str(domain), **local_only_environment()})
         policy = simulated_policy(checkpoint, instruction, Path(folder), seed, console.print)
         processes = simulation(policy.checkpoint, instruction, seed, policy.cameras, policy.image_size, pace)
+        console.print("starting the simulated robot, the policy and the executor ...")
         with running(processes, Path(folder)) as alive:
             _operate(seconds, video, policy.note, console, alive)
 

@@ -86,6 +86,7 @@ def test_ctrl_c_ends_every_process_within_three_seconds(tmp_path, moment):
         ({"video": Path("/nonexistent/demo.mp4")}, "the folder of the video"),
         ({"checkpoint": Path("/nonexistent")}, "does not exist"),
         ({"checkpoint": Path(__file__)}, "is a file"),
+        ({"pace": "slow"}, "expected real_time or clock"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(arguments, sentence):

@@ -22,6 +22,7 @@ from lightvla_core.processing import (
     jpeg_round_trip,
     prepare_image,
     prepare_images,
+    require_packages,
     resize_lanczos3,
     to_pixels,
 )
@@ -123,10 +124,14 @@ def test_where_the_model_writes_its_actions_the_prompt_stands_alone():
         assert text.ids[row, length - 1] == TOKENS.empty
 
 
-def test_a_missing_jpeg_library_is_named(monkeypatch):
+def test_a_missing_jpeg_library_is_named_before_the_first_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(LightVLAError, match="pip install simplejpeg"):
         jpeg_round_trip(IMAGE, 95)
+    require_packages(CONTRACT)
+    camera = dataclasses.replace(CONTRACT.cameras[0], jpeg_quality=95)
+    with pytest.raises(LightVLAError, match="pip install simplejpeg"):
+        require_packages(dataclasses.replace(CONTRACT, cameras=(camera, *CONTRACT.cameras[1:])))
     prepare_image(IMAGE, Camera("c"))  # without the round trip nobody needs it
 
 
