@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from lightvla_core.contract import FILE_NAME, PolicyContract
 from lightvla_core.errors import LightVLAError
+from lightvla_core.folders import require_folder
 from lightvla_ros.bag import BagMessage, Storage, open_bag
 from lightvla_ros.inference_timing import InferenceTiming, Mode
 from lightvla_ros.replay import make_plan, replay
-from lightvla_ros.replay_report import error_table, make_folder, write_report
+from lightvla_ros.replay_report import error_table, make_folder, require_free, write_report
 from lightvla_ros.robots.description import check_contract, load_robot
 
 if TYPE_CHECKING:
@@ -35,12 +37,15 @@ def run(
     """Replay a bag, write the report and print the table of errors. Raises LightVLAError, in one sentence."""
     console = Console(width=None if Console().is_terminal else 130)
     with open_bag(bag_path) as bag:
-        policy = _load_policy(checkpoint, device)
-        contract = policy.contract
+        # What can be refused at once is, before a policy loads for a minute.
+        require_free(out)
+        require_folder(checkpoint)
+        contract = PolicyContract.from_file(checkpoint / FILE_NAME)
         robot = load_robot(robot_name, gripper)
         check_contract(contract, robot)
         timing = InferenceTiming(mode, contract.period, contract.chunk_length, replan_steps)
         plan = make_plan(contract, robot, bag, instruction.strip())
+        policy = _load_policy(checkpoint, device)
         make_folder(out)
         with _progress("replay", bag.count(plan.topics)) as (bar, task):
 

@@ -78,10 +78,15 @@ def write_report(replay: Replay, folder: Path) -> None:
     _write_plots(replay, folder / "plots")
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of a report. Raises LightVLAError if something is there already."""
+def require_free(folder: Path) -> None:
+    """Raises LightVLAError if something is where a report shall go."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LightVLAError(f"{folder} exists already and is not empty; give another folder with --out")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report. Raises LightVLAError if something is there already."""
+    require_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
