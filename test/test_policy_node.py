@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,29 +205,35 @@ class Graph:
             node.destroy_node()
 
 
-@pytest.fixture
-def console(tmp_path: Path) -> Iterator[Path]:
-    """What this process writes to stderr; capfd loses what is written while it is being read."""
-    path, saved = tmp_path / "stderr", os.dup(2)
+@contextmanager
+def stderr_into(path: Path) -> Iterator[None]:
+    """What this process writes to stderr goes into a file; capfd loses what is written while it is being read."""
+    saved = os.dup(2)
     with path.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
-    yield path
-    os.dup2(saved, 2)
-    os.close(saved)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 @pytest.fixture
-def graph(checkpoint: Path, console: Path) -> Iterator[Callable[..., Graph]]:
+def graph(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Graph]]:
     made: list[Graph] = []
+    with ExitStack() as redirected:
 
-    def make(**parameters: Any) -> Graph:
-        usual = {"checkpoint": str(checkpoint), "instruction": INSTRUCTION, "torch_threads": 1}
-        made.append(Graph(console, **{**usual, **parameters}))
-        return made[-1]
+        def make(**parameters: Any) -> Graph:
+            console = tmp_path / f"stderr{len(made)}"
+            # Here, and not before: pytest sets stderr anew between a test's set-up and the test.
+            redirected.enter_context(stderr_into(console))
+            usual = {"checkpoint": str(checkpoint), "instruction": INSTRUCTION, "torch_threads": 1}
+            made.append(Graph(console, **{**usual, **parameters}))
+            return made[-1]
 
-    yield make
-    for each in made:
-        each.close()
+        yield make
+        for each in made:
+            each.close()
 
 
 def inference_threads() -> list[str]:
