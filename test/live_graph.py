@@ -22,6 +22,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+import lightvla_core.policy  # noqa: F401  # once, for all the forks
+from lightvla_ros.domain import reserve_domain
 from lightvla_ros.executor_node import ExecutorNode
 from lightvla_ros.policy_node import PolicyNode
 
@@ -52,17 +54,21 @@ def graph_of(observer: Node, node: str) -> dict[str, list[str]]:
 
 def main(checkpoint: str, robot: str, *settings: str) -> None:
     for setting in settings:
-        child = os.fork()
-        if not child:
-            look(checkpoint, robot, *setting.split(","))
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        # A domain of its own: the nodes of the one before are gone, but not yet forgotten.
+        with reserve_domain() as domain:
+            os.environ["ROS_DOMAIN_ID"] = str(domain)
+            child = os.fork()
+            if not child:
+                look(checkpoint, robot, *setting.split(","))
+            status = os.waitpid(child, 0)[1]
+        if os.waitstatus_to_exitcode(status):
             raise SystemExit(f"{robot} with {setting} could not be looked at")
 
 
 def look(checkpoint: str, robot: str, command_type: str, transport: str, pose_source: str) -> None:
     rclpy.init()
     common = {"robot": robot, "pose_source": pose_source}
-    own = ({"checkpoint": checkpoint, "transport": transport}, {"command_type": command_type})
+    own = ({"checkpoint": checkpoint, "transport": transport, "torch_threads": 1}, {"command_type": command_type})
     policy, commander = (
         kind(parameter_overrides=[Parameter(k, value=v) for k, v in {**common, **parameters}.items()])
         for kind, parameters in zip((PolicyNode, ExecutorNode), own, strict=True)
