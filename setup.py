@@ -57,8 +57,8 @@ setup(
         "ros-kilted": ros_wheels("kilted"),
         "ros-interfaces": generators("jazzy", "python-cmake-module"),
         "ros-kilted-interfaces": generators("kilted", "ament-cmake-ros-core"),
-        # Of gym-aloha; pip would download nine newer ones, 56 MB each, to find one that goes with this mujoco.
-        "sim": ["gym-aloha>=0.1.3", "mujoco>=3.1,<3.9", "dm-control<1.0.42", "imageio[ffmpeg]>=2.34"],
+        # And gym-aloha without its own dependencies (see tools/setup_environment.sh).
+        "sim": ["mujoco>=3.1,<3.9", "imageio[ffmpeg]>=2.34"],
         "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],
         "export": [*POLICY, "onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],

@@ -64,4 +64,6 @@ if [[ $extras == *policy* ]]; then
     esac
 fi
 "${pip[@]}" --editable ".[$extras]"
+# For its arm models alone: one of its dependencies has no build for Python 3.13, and none is needed here.
+[[ $extras != *sim* ]] || "${pip[@]}" --no-deps "gym-aloha>=0.1.3"
 touch "$venv/.complete"

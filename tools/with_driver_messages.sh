@@ -7,7 +7,7 @@
 # sourced ROS 2 installation. Nothing is built again while the definitions and the environment are the same. Where the
 # generators or a compiler are missing, the command runs all the same, and tests that need the messages are skipped.
 set -euo pipefail
-python=$(command -v "$1") prefix=$(realpath -m "$2")
+python=$(realpath -s "$(command -v "$1")") prefix=$(realpath -m "$2")
 shift 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 sources=$here/test/interfaces

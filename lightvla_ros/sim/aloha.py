@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
 
-_INSTALL_SIM = "pip install -e '.[sim]'"
+_INSTALL_SIM = "pip install -e '.[sim]' && pip install --no-deps gym-aloha"
 
 try:
     import mujoco
