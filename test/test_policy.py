@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from lightvla_core import LightVLAError, Observation, Policy
 from lightvla_core.contract import Camera, Pruning
@@ -44,6 +46,18 @@ def test_the_same_observation_gives_the_same_chunk(policy):
     observation = observe()
     first, second = policy.predict_action(observation), policy.predict_action(observation)
     assert np.array_equal(first.actions, second.actions)
+
+
+def test_no_attention_is_used_that_plans_for_every_sequence_length(policy, monkeypatch):
+    attention, cudnn = F.scaled_dot_product_attention, []
+
+    def recorded(*arguments, **options):
+        cudnn.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    policy.predict_action(observe())
+    assert set(cudnn) == {False}
 
 
 def test_every_input_matters(policy):
