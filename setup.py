@@ -29,6 +29,7 @@ def generators(distro: str, *also: str) -> list[str]:
 POLICY = ["torch>=2.5", "torchvision", "timm>=0.9.16", "transformers>=4.40", "tokenizers>=0.19", "safetensors>=0.4"]
 POLICY += ["opencv-python-headless>=4.8", "pillow>=10", "simplejpeg>=1.7"]
 REPLAY = ["rosbags>=0.11", "matplotlib>=3.6"]
+TOOLS = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "peft>=0.11", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"]
 
 setup(
     name=NAME,
@@ -62,7 +63,7 @@ setup(
         "replay": REPLAY,
         "train": [*POLICY, "peft>=0.11"],
         "export": [*POLICY, "onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
-        "dev": [*REPLAY, "pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
+        "dev": [*REPLAY, *TOOLS],
     },
     zip_safe=True,
     entry_points={

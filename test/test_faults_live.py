@@ -475,9 +475,9 @@ def policy(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             "-p",
             f"checkpoint:={tiny_checkpoint}",
         ]
-        # Longer than a stall of 0.8 s less what the last chunk still plans, plus an inference; and than this process,
-        # which sends the joint states, is held up where the policy takes the cores.
-        times = {"starvation_timeout": 0.8, "state_timeout": 1.0}
+        # Longer than a stall of 0.8 s and an inference on a busy machine; and than this process, which sends the joint
+        # states, is held up where the policy takes the cores.
+        times = {"starvation_timeout": 1.5, "state_timeout": 1.0}
         with (folder / "policy").open("wb") as log, executor_process(folder / "executor", **times):
             process = subprocess.Popen([*command, "-p", "torch_threads:=1"], stdout=log, stderr=log)
             robot_ = Robot(domain)
