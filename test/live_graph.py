@@ -23,7 +23,6 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 import lightvla_core.policy  # noqa: F401  # once, for all the forks
-from lightvla_ros.domain import reserve_domain
 from lightvla_ros.executor_node import ExecutorNode
 from lightvla_ros.policy_node import PolicyNode
 
@@ -54,13 +53,10 @@ def graph_of(observer: Node, node: str) -> dict[str, list[str]]:
 
 def main(checkpoint: str, robot: str, *settings: str) -> None:
     for setting in settings:
-        # A domain of its own: the nodes of the one before are gone, but not yet forgotten.
-        with reserve_domain() as domain:
-            os.environ["ROS_DOMAIN_ID"] = str(domain)
-            child = os.fork()
-            if not child:
-                look(checkpoint, robot, *setting.split(","))
-            status = os.waitpid(child, 0)[1]
+        child = os.fork()
+        if not child:
+            look(checkpoint, robot, *setting.split(","))
+        status = os.waitpid(child, 0)[1]
         if os.waitstatus_to_exitcode(status):
             raise SystemExit(f"{robot} with {setting} could not be looked at")
 

@@ -477,7 +477,7 @@ def policy(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         ]
         # Longer than a stall of 0.8 s and an inference on a busy machine; and than this process, which sends the joint
         # states, is held up where the policy takes the cores.
-        times = {"starvation_timeout": 1.5, "state_timeout": 1.0}
+        times = {"starvation_timeout": 1.5, "state_timeout": 3.0}
         with (folder / "policy").open("wb") as log, executor_process(folder / "executor", **times):
             process = subprocess.Popen([*command, "-p", "torch_threads:=1"], stdout=log, stderr=log)
             robot_ = Robot(domain)
@@ -548,8 +548,8 @@ def test_camera(policy: tuple[Robot, Any], name: str) -> None:
 def test_every_input_delayed(policy: tuple[Robot, Any]) -> None:
     bench, _ = policy
     bench.armed()
-    bench.alter_frame = lambda message: late(message, 1.5)
-    bench.alter_state = lambda arm, message: late(message, 1.5)
+    bench.alter_frame = lambda message: late(message, 4.0)
+    bench.alter_state = lambda arm, message: late(message, 4.0)
 
     def heal() -> None:
         bench.alter_frame = lambda message: [message]
@@ -566,8 +566,7 @@ def test_policy_process_stalls_and_is_killed(policy: tuple[Robot, Any]) -> None:
     process.send_signal(signal.SIGCONT)
     check_ridden(bench)
     process.kill()
-    # A reader that dies with a port of shared memory in its hand may hold up its writers, such as this process.
-    bench.until(lambda: re.match(f"stopped: ({STARVED}|{STALE})", bench.state) is not None)
+    bench.until(lambda: bench.state.startswith("stopped: starvation"))
     more_commands(bench, 3)
     latched = len(bench.commands)
     bench.spin(0.5)
