@@ -268,7 +268,9 @@ def replay(
     bag: Annotated[Path, typer.Argument(help="A recorded bag: its folder, or one .mcap or .db3 file.")],
     checkpoint: Annotated[Path, typer.Option(help="The checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="Where the report goes: chunks/ (a bag), actions.csv, plots/.")],
-    robot: Annotated[str, typer.Option(help="A file of config/robots without its ending, or a .yaml file.")] = "aloha",
+    robot: Annotated[
+        str, typer.Option(help="A file of config/robots without its ending, or a .yaml file. Default: the policy's.")
+    ] = "",
     gripper: Annotated[str, typer.Option(help="Gripper variant in the robot's file; by default its first.")] = "",
     instruction: Annotated[str, typer.Option(help="What the robot was doing; by default the bag's /instruction.")] = "",
     mode: Annotated[str, typer.Option(help="When to infer: open_loop, receding_horizon or prefetch.")] = "open_loop",
@@ -278,7 +280,8 @@ def replay(
     """Run a policy over a recorded bag and compare its actions with the recorded ones. Needs no ROS installation.
 
     Deterministic, and through the same code as the live node. The recorded actions are the commands in the bag, or
-    the joint states if it holds no commands. Prints the errors of each joint.
+    the joint states if it holds no commands; for end-effector deltas, how the end effector moved. Prints the errors of
+    each action.
 
     Example:  lightvla replay test/data/bags/aloha --checkpoint checkpoints/tiny --instruction "wave" --out report
     """

@@ -41,7 +41,7 @@ def run(
         require_free(out)
         require_folder(checkpoint)
         contract = PolicyContract.from_file(checkpoint / FILE_NAME)
-        robot = load_robot(robot_name, gripper)
+        robot = load_robot(robot_name or contract.robot, gripper)
         check_contract(contract, robot)
         timing = InferenceTiming(mode, contract.period, contract.chunk_length, replan_steps)
         plan = make_plan(contract, robot, bag, instruction.strip())

@@ -16,7 +16,8 @@ from lightvla_core.errors import LightVLAError
 from lightvla_ros.bag import BagWriter, build, time_message
 from lightvla_ros.chunk_message import chunk_fields
 from lightvla_ros.chunk_schedule import TimedChunk
-from lightvla_ros.replay import TRAJECTORY, Replay
+from lightvla_ros.recorded_actions import TRAJECTORY
+from lightvla_ros.replay import Replay
 
 CHUNK_TOPIC, RECORDED_TOPIC = "/policy/action_chunk", "/recorded/action_chunk"
 
@@ -62,7 +63,7 @@ def joint_errors(replay: Replay) -> tuple[JointError, ...]:
 
 def error_table(replay: Replay) -> Table:
     table = Table(title=f"predicted against recorded actions, {len(replay.chunks)} chunks")
-    table.add_column("joint")
+    table.add_column("action")
     for heading in ("unit", "recorded", "steps", "mean |error|", "RMS", "largest", "first step", "last step"):
         table.add_column(heading, justify="right")
     for e in joint_errors(replay):
@@ -165,7 +166,9 @@ def _plot(replay: Replay, i: int, start: float) -> Any:
         label = "predicted chunks" if n == 0 else ""
         axes.plot(times, item.chunk.actions[:, i], color=f"C{n % 2}", linewidth=0.9, label=label)
         axes.plot(times[0], item.chunk.actions[0, i], color=f"C{n % 2}", marker="o", markersize=3)
-    unit = "rad" if channel.unit == "rad" else "0 closed, 1 open"
+    gripper, unit = replay.contract.gripper, str(channel.unit)
+    if gripper is not None and channel.name in gripper.channels:
+        unit = f"{gripper.closed:g} closed, {gripper.open:g} open"
     axes.set(xlabel="time since the first chunk (s)", ylabel=f"{channel.name} ({unit})")
     axes.legend(loc="upper right", fontsize="small")
     axes.grid(alpha=0.3)

@@ -17,14 +17,17 @@ import pytest
 pytest.importorskip("rosbags", reason="bags are read with rosbags")
 pytest.importorskip("torch", reason="the policy needs torch")
 
-from lightvla_core.contract import FILE_NAME, PolicyContract
+from test_recorded_actions import FINGERS, START, joints_message, moved, pose_message, stamped
+
+from lightvla_core.contract import FILE_NAME, Camera, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
 from lightvla_core.policy import Policy
+from lightvla_core.presets import franka_contract
 from lightvla_ros.bag import BagMessage, BagWriter, build, open_bag
 from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.inference_timing import InferenceTiming
-from lightvla_ros.replay import LIMITS, Replay, make_plan, replay
+from lightvla_ros.replay import IMAGE, LIMITS, Replay, make_plan, replay
 from lightvla_ros.replay_report import CHUNK_TOPIC, RECORDED_TOPIC, joint_errors, write_report
 from lightvla_ros.robots.description import load_robot
 
@@ -181,6 +184,41 @@ def test_interbotix_commands_are_understood(tmp_path: Path, contract: PolicyCont
     errors = joint_errors(run(bag, Scripted(contract, commanded_at(contract)), contract))
     assert {e.source for e in errors} == {"command"}
     assert max(e.largest for e in errors) < 1e-5  # float32 on the wire
+
+
+def franka_bag(path: Path, twist: Any) -> Path:
+    """3 s of an FR3 whose hand is open and whose tool moves at this velocity, (6,) m/s and rad/s, base frame."""
+    image = {"height": 112, "width": 112, "encoding": "rgb8", "is_bigendian": 0, "step": 336}
+    black = np.zeros(112 * 336, np.uint8)
+    with BagWriter(path) as bag:
+        for stamp in np.arange(100.0, 103.0, 0.02).tolist():
+            told = [
+                pose_message(moved(START, twist, stamp - 100.0), stamp),
+                joints_message(FINGERS, ["fr3_finger_joint1", "fr3_finger_joint2"], [0.04, 0.04], stamp),
+                stamped("/third_person/camera/color/image_raw", IMAGE, stamp, **image, data=black),
+                stamped("/wrist/camera/color/image_raw", IMAGE, stamp, **image, data=black),
+            ]
+            for item in told:
+                bag.write(item.topic, item.type, item.decode(), item.received)
+    return path
+
+
+def test_end_effector_deltas_are_compared_with_how_the_end_effector_moved(tmp_path: Path) -> None:
+    contract = franka_contract((Camera("third_person", 112, 112), Camera("wrist", 112, 112)))
+    twist = np.array([0.1, -0.05, 0.02, 0.0, 0.1, -0.2])
+    facts = contract.end_effector
+    assert facts is not None
+    exact = np.append(twist * contract.period / ([facts.linear_scale] * 3 + [facts.angular_scale] * 3), 1.0)
+    with open_bag(franka_bag(tmp_path / "bag", twist)) as bag:
+        plan = make_plan(contract, load_robot("franka", ""), bag, INSTRUCTION)
+        timing = InferenceTiming("open_loop", contract.period, contract.chunk_length, 0)
+        result = replay(Scripted(contract, lambda t: exact), plan, bag.messages(plan.topics), timing, INSTRUCTION)
+    errors = joint_errors(result)
+    assert [e.source for e in errors] == ["motion"] * 6 + ["joint state"]
+    assert min(e.compared for e in errors) > 40
+    assert max(e.largest for e in errors) < 1e-5
+    write_report(result, tmp_path)
+    assert sorted(p.stem for p in (tmp_path / "plots").glob("*.png")) == sorted(contract.action_names)
 
 
 def test_the_bags_own_instruction_is_used_unless_another_is_given(

@@ -68,7 +68,9 @@ def description_for(contract: PolicyContract, robot: RobotDescription) -> RobotD
     gripper = _gripper_of(contract)
     low, high = sorted((gripper.closed, gripper.open))
     span = high - low
-    scales = {} if contract.end_effector is None else dict(zip(EEF, _scales(contract).tolist(), strict=True))
+    scales: dict[str, float] = {}
+    if contract.end_effector is not None:
+        scales = dict(zip(EEF, end_effector_scales(contract).tolist(), strict=True))
 
     def converted(channel: RobotChannel) -> RobotChannel:
         if channel.name in gripper.channels:
@@ -98,7 +100,7 @@ def _gripper_of(contract: PolicyContract) -> Gripper:
     return gripper
 
 
-def _scales(contract: PolicyContract) -> Array:
+def end_effector_scales(contract: PolicyContract) -> Array:
     """What one unit of each of EEF is, (6,) m and rad; for joint positions (1,), no scale."""
     facts = contract.end_effector
     if facts is None:
@@ -125,7 +127,7 @@ class FrankaAdapter:
         check_contract(contract, robot)
         assert robot.gripper_action is not None
         self._contract, self._period = contract, period
-        self._gripper, self._scales = _gripper_of(contract), _scales(contract)
+        self._gripper, self._scales = _gripper_of(contract), end_effector_scales(contract)
         self._edges, self._goals = GripperEdges(robot.gripper_action), gripper_goals(robot.gripper_action)
         self._arm = _way(contract, robot, command_type)
         self.robot = _reading(self._arm.source, description_for(contract, robot))

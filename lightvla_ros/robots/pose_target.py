@@ -22,6 +22,12 @@ def in_base(velocity: Array, facts: EndEffector, rotation: Array) -> Array:
     return np.concatenate((rotation @ velocity[:3], rotation @ velocity[3:]))
 
 
+def motion_between(start: Pose, end: Pose, facts: EndEffector) -> Array:
+    """The delta (6,), m and rad in the contract's frame, that moves the tool from one pose to the other."""
+    motion = np.concatenate((end.position - start.position, turn(start.rotation, end.rotation)))
+    return in_base(motion, facts, start.rotation.T)
+
+
 def within_workspace(velocity: Array, position: Array, facts: EndEffectorFacts) -> Array:
     """The part of a linear velocity (3,) m/s that keeps a position (3,) m in the workspace; outside, only inwards."""
     room_up = np.maximum(np.array(facts.workspace_upper) - position, 0.0) / _WORKSPACE_HORIZON

@@ -106,6 +106,12 @@ def turn(start: Array, end: Array) -> Array:
     return axis_angle(quaternion(end @ start.T))
 
 
+def between(start: Pose, end: Pose, share: float) -> Pose:
+    """The pose at this share of the way (0..1): straight on, at one speed about one axis."""
+    position = start.position + share * (end.position - start.position)
+    return Pose(position, rotation_of(share * turn(start.rotation, end.rotation)) @ start.rotation)
+
+
 def shortened(vector: Array, longest: float) -> Array:
     """The vector, no longer than `longest`."""
     length = float(np.linalg.norm(vector))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.bag import BagWriter, Storage, build, header, time_message
-from lightvla_ros.replay import COMPRESSED, IMAGE, JOINT_STATE, TRAJECTORY
+from lightvla_ros.recorded_actions import JOINT_STATE, TRAJECTORY
+from lightvla_ros.replay import COMPRESSED, IMAGE
 from lightvla_ros.sim.aloha import (
     ARM_JOINTS,
     ARMS,
