@@ -23,8 +23,9 @@ from lightvla_core.errors import LightVLAError
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 # How long a thread may keep the interpreter while the loop waits for it, s; Python's default is 5 ms.
 _SWITCH_INTERVAL = 0.00002
-# The same while the loop computes, s: with the shorter one, whoever waits would take turns with it all the time.
-_UNDISTURBED = 0.005
+# The same during a tick, s: with the shorter one, whoever waits would take turns with it all the time. A thread that
+# the tick interrupted gets its turn nevertheless, and keeps it for this long.
+_UNDISTURBED = 0.0005
 # Between two collections of garbage, s.
 _COLLECTION_PERIOD = 1.0
 # The longest that stopping waits for a sleep to end, s.
@@ -70,7 +71,8 @@ class LoopStatistics:
 class ControlLoop:
     """Calls tick(deadline) once a period on its own thread; deadline: when it was due, s, time.monotonic.
 
-    A period that could not be started before the next was due is skipped and counted, never made up for.
+    A period that could not be started before the next was due is skipped and counted as missed, never made up for; one
+    that could be starts late.
     While it runs it collects the process's garbage, where there is time for it.
     on_error: what to do with an exception of tick, after which the loop has ended
     priority: SCHED_FIFO priority of the thread, 0 for that of whoever starts it, which it keeps where none is given
@@ -136,7 +138,8 @@ class ControlLoop:
             deadline = time.monotonic() + self.period
             while not self._wait(deadline):
                 self._record(deadline, time.monotonic())
-                self._tick(deadline)
+                with _undisturbed():
+                    self._tick(deadline)
                 self._collect_garbage(deadline)
                 deadline = self._next(deadline, time.monotonic())
         except Exception as error:
@@ -168,7 +171,7 @@ class ControlLoop:
         gc.collect()
 
     def _next(self, deadline: float, now: float) -> float:
-        skipped = max(0, int((now - deadline) / self.period))
+        skipped = max(0, int((now - deadline) / self.period) - 1)
         with self._lock:
             self._missed += skipped
         return deadline + (skipped + 1) * self.period
@@ -183,7 +186,7 @@ class ControlLoop:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def _undisturbed() -> Iterator[None]:
     """Keep the interpreter for this block, which should compute and not wait: other threads have it afterwards."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_UNDISTURBED)

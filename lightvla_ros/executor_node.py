@@ -35,7 +35,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.chunk_schedule import ChunkError
-from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time, undisturbed
+from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time
 from lightvla_ros.execution import Execution
 from lightvla_ros.executor_parameters import RUN_TIME_PARAMETERS, execution_settings
 from lightvla_ros.inbox import Inbox
@@ -337,9 +337,8 @@ class ExecutorNode(ManagedNode):
             return
         with self._lock:
             try:
-                with undisturbed():
-                    self._read_states()
-                    period = execution.run_period(self._now())
+                self._read_states()
+                period = execution.run_period(self._now())
                 # First: the command, too, is to be reached within the new period.
                 self._follow_period(execution.settings.mode.period)
                 if period.command is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.control_loop import ControlLoop, Ring, percentiles, undisturbed
+from lightvla_ros.control_loop import ControlLoop, Ring, percentiles
 
 PERIOD = 0.005
 
@@ -45,9 +45,17 @@ def test_deadlines_lie_on_one_grid_and_are_never_repeated() -> None:
 
 def test_missed_periods_are_skipped_and_counted_never_bunched() -> None:
     seen, loop = deadlines_of(20, stall_at=10)
-    assert seen[10] - seen[9] >= 4.9 * PERIOD
+    assert seen[10] - seen[9] >= 3.9 * PERIOD
     assert np.diff(seen).min() > 0.9 * PERIOD
-    assert loop.statistics().missed >= 4
+    assert loop.statistics().missed >= 3
+
+
+def test_a_period_that_can_still_be_started_starts_late_and_is_not_missed() -> None:
+    loop = ControlLoop(PERIOD, lambda deadline: None, lambda error: None)
+    for ended, expected, missed in ((0.2, 1, 0), (1.0, 1, 0), (1.9, 1, 0), (2.1, 2, 1), (4.5, 4, 3)):
+        loop.reset()
+        assert loop._next(100.0, 100.0 + ended * PERIOD) == pytest.approx(100.0 + expected * PERIOD)
+        assert loop.statistics().missed == missed
 
 
 def test_statistics_count_periods_and_start_anew() -> None:
@@ -158,13 +166,20 @@ def test_real_time_request_says_what_it_got() -> None:
     assert "real-time scheduling" in output
 
 
-def test_an_undisturbed_block_gives_the_switch_interval_back_whatever_happens():
-    before = sys.getswitchinterval()
+def test_a_tick_may_keep_the_interpreter_longer_and_others_have_it_back_whatever_happens() -> None:
+    before, seen, ended = sys.getswitchinterval(), [], threading.Event()
 
-    def fail() -> None:
-        with undisturbed():
-            raise RuntimeError("inside")
+    def tick(deadline: float) -> None:
+        seen.append(sys.getswitchinterval())
+        raise RuntimeError("inside")
 
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert sys.getswitchinterval() == before
+    try:
+        sys.setswitchinterval(0.00002)
+        loop = ControlLoop(PERIOD, tick, lambda error: ended.set())
+        loop.start()
+        assert ended.wait(10.0)
+        loop.stop()
+        assert seen == [pytest.approx(0.0005)]
+        assert sys.getswitchinterval() == pytest.approx(0.00002)
+    finally:
+        sys.setswitchinterval(before)

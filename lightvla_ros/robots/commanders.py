@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rclpy.action import ActionClient
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.control_loop import undisturbed
 from lightvla_ros.lifecycle import NEWEST_QOS
 from lightvla_ros.robots.adapter import Endpoint, RobotAdapter, States
 from lightvla_ros.robots.messages import require_finite
@@ -54,9 +53,7 @@ class Commanders:
         require_finite(command.tolist(), "a command")
         if holding:
             self._goals.drop()
-        with undisturbed():
-            messages = list(self._adapter.messages(command, states, now, holding))
-        for name, message in messages:
+        for name, message in list(self._adapter.messages(command, states, now, holding)):
             if name in self._publishers:
                 self._publishers[name].publish(message)
             else:
