@@ -112,7 +112,6 @@ class ExecutorNode(ManagedNode):
         self._inbox = Inbox(self)
         for source in adapter.sources:
             subscribe_state(self._inbox, source, partial(self._on_state, source.name))
-        self._inbox.start()
         self._chunks = self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST_QOS)
         self._real_time = request_real_time(self.value("real_time_priority"), self.value("lock_memory"))
         self.get_logger().info(
@@ -216,6 +215,8 @@ class ExecutorNode(ManagedNode):
 
     def _read_states(self) -> None:
         """Hand what came since the last period to the execution; under the lock."""
+        if self._inbox is not None:
+            self._inbox.poll()
         for source in tuple(self._unread):
             message = self._unread.pop(source)
             try:

@@ -1,4 +1,4 @@
-"""Fast streams into a node: received on a thread of their own, kept as bytes, decoded only when somebody looks.
+"""Fast streams into a node: received apart from its executor, kept as bytes, decoded only when somebody looks.
 
 rclpy's executor builds its wait set anew, in Python, for every message, over everything that a node has; with the
 dozen services of a lifecycle node that costs more than a 100 Hz joint state carries. Here the streams are alone.
@@ -47,7 +47,10 @@ class RawMessage:
 
 
 class Inbox:
-    """Subscriptions that belong to a node but bypass its executor. Callbacks run on the inbox's thread."""
+    """Subscriptions that belong to a node but bypass its executor.
+
+    Callbacks run on the inbox's own thread as messages come, after `start`; or without one on whatever thread polls.
+    """
 
     def __init__(self, node: Node) -> None:
         """node: resolves (and so remaps) the topic names"""
@@ -61,10 +64,9 @@ class Inbox:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._executor = SingleThreadedExecutor(context=node.context)
-        self._executor.add_node(self._node)
+        self._subscriptions: list[tuple[Any, int]] = []
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._spin, name="inbox", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def subscribe(self, kind: Any, topic: str, callback: Callable[[RawMessage], None], qos: Any) -> None:
         """kind: a message type whose first field is a std_msgs/Header"""
@@ -74,22 +76,42 @@ class Inbox:
             if len(data) >= HEADER_STAMP_END:
                 callback(RawMessage(kind, data, time.monotonic()))
 
-        self._node.create_subscription(kind, self._owner.resolve_topic_name(topic), on_data, qos, raw=True)
+        name = self._owner.resolve_topic_name(topic)
+        subscription = self._node.create_subscription(kind, name, on_data, qos, raw=True)
+        self._subscriptions.append((subscription, qos.depth))
 
     def start(self) -> None:
+        self._thread = threading.Thread(target=self._spin, name="inbox", daemon=True)
         self._thread.start()
+
+    def poll(self) -> None:
+        """Hand over what came since the last time, as received now; at most a queue's depth of each topic.
+
+        For a loop that looks once a period: a thread that wakes for every message would be in its way.
+        """
+        for subscription, depth in self._subscriptions:
+            with subscription.handle:
+                for _ in range(depth):
+                    taken = subscription.handle.take_message(subscription.msg_type, True)
+                    if taken is None:
+                        break
+                    subscription.callback(taken[0])
 
     def close(self) -> None:
         """Stop the thread and give the subscriptions back; nothing is called afterwards."""
         self._stopping.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
-        self._executor.shutdown()
+        self._subscriptions.clear()
         self._node.destroy_node()
 
     def _spin(self) -> None:
+        executor = SingleThreadedExecutor(context=self._node.context)
+        executor.add_node(self._node)
         try:
             while not self._stopping.is_set():
-                self._executor.spin_once(timeout_sec=_POLL)
+                executor.spin_once(timeout_sec=_POLL)
         except ExternalShutdownException:
             return
+        finally:
+            executor.shutdown()

@@ -75,3 +75,44 @@ def test_after_closing_nothing_is_subscribed_any_more(node):
 
 def test_closing_an_inbox_that_never_started_is_fine(node):
     Inbox(node).close()
+
+
+def test_polled_it_hands_over_the_newest_on_the_callers_thread(node):
+    inbox, heard = Inbox(node), []
+    inbox.subscribe(JointState, "joint_states", lambda m: heard.append((threading.get_ident(), m)), NEWEST_QOS)
+    publisher = node.create_publisher(JointState, "joint_states", NEWEST_QOS)
+    while not publisher.get_subscription_count():
+        time.sleep(0.01)
+    inbox.poll()
+    assert heard == []
+    for position in (0.25, 0.5):
+        publisher.publish(JointState(name=["waist"], position=[position]))
+    deadline = time.monotonic() + 10.0
+    positions = []
+    while positions != [0.5] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        inbox.poll()
+        positions = [m.decode().position[0] for _, m in heard[-1:]]
+    assert positions == [0.5]
+    assert {thread for thread, _ in heard} == {threading.get_ident()}
+    inbox.close()
+    inbox.poll()
+
+
+def test_one_poll_ends_although_messages_keep_coming(node):
+    inbox, heard = Inbox(node), []
+    publisher = node.create_publisher(JointState, "joint_states", NEWEST_QOS)
+
+    def answer(message: RawMessage) -> None:
+        heard.append(message)
+        publisher.publish(JointState())
+        time.sleep(0.01)
+
+    inbox.subscribe(JointState, "joint_states", answer, NEWEST_QOS)
+    while not publisher.get_subscription_count():
+        time.sleep(0.01)
+    publisher.publish(JointState())
+    while not heard:
+        inbox.poll()
+    assert len(heard) == 1
+    inbox.close()
