@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import franka_faults
+
 # Imported for the marks that their tests leave.
 import test_executor_node  # noqa: F401
 import test_faults_live  # noqa: F401
@@ -59,6 +61,17 @@ Made by `python test/fault_table.py > docs/faults.md`; a test compares. The guar
 *Detection* is the longest time from the fault's onset to the stop; the stop follows at the latest two control periods
 later. From then on nothing but the latched target is sent, until somebody arms again.
 
+## Joint positions, ALOHA
+
+"""
+_FRANKA_HEAD = """
+## End-effector velocities, Franka
+
+The policy's side and the plan of steps (guarantees 2, 3, 6, 8 and 9) are the same code as above and not repeated. Here
+the stop's target is standstill, and the limits are of speed and acceleration. **sim** is held under the simulated clock
+(`test/test_faults_franka.py`), by twists, or where a way is named by that one; over DDS with the driver's own message
+types the way is in `test_drivers.py` and `test_franka_adapter.py`.
+
 """
 
 
@@ -77,7 +90,20 @@ def table() -> str:
         cells = [shown if guarantee in guarantees else "-" for guarantee in GUARANTEES]
         follows = "stops" if 7 in guarantees else "goes on" if 6 in guarantees else "refused"
         lines.append(f"| {name} | {' | '.join(cells)} | {follows} | {bound} |")
-    return _HEAD.format(guarantees=listed) + "\n".join(lines) + "\n"
+    return _HEAD.format(guarantees=listed) + "\n".join(lines) + "\n" + _FRANKA_HEAD + _franka_table()
+
+
+def _franka_table() -> str:
+    lines = ["| fault | " + " | ".join(map(str, franka_faults.CHECKS)) + " | what follows | detection |"]
+    lines.append("|---" * (len(franka_faults.CHECKS) + 3) + "|")
+    for fault in franka_faults.FAULTS:
+        verdicts = [franka_faults.verdict(fault, guarantee) for guarantee in franka_faults.CHECKS]
+        cells = [f"**BROKEN: {broken}**" if broken else "sim" for broken in verdicts]
+        way = "" if fault.way == "twist" else f" ({fault.way} targets)"
+        bound = f"{fault.bound_text} ({fault.periods * franka_faults.PERIOD:.2f} s here)"
+        follows = ("stops", bound) if fault.reason else ("goes on", fault.bound_text)
+        lines.append(f"| {fault.name}{way} | {' | '.join(cells)} | {' | '.join(follows)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _cell(fault: Fault, guarantee: int) -> str:
