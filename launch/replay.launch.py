@@ -12,7 +12,7 @@ from launch import LaunchContext, LaunchDescription
 from lightvla_core.contract import FILE_NAME, PolicyContract
 from lightvla_ros.launching import lifecycle_nodes, text
 from lightvla_ros.processes import local_only_environment, replay
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 
 def start(context: LaunchContext) -> list[Action]:

@@ -112,7 +112,7 @@ def _publish() -> None:
     from sensor_msgs.msg import Image, JointState
 
     from lightvla_ros.lifecycle import SENSOR_QOS
-    from lightvla_ros.robots.description import load_robot
+    from lightvla_ros.robots.description_file import load_robot
 
     rclpy.init()
     node = rclpy.create_node("camera_source")

@@ -30,7 +30,7 @@ from lightvla_ros.graph_operator import GraphOperator
 from lightvla_ros.images import image_to_rgb
 from lightvla_ros.process_group import interrupt_on_sigterm
 from lightvla_ros.robots.aloha import command_topics
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 VIDEO_RATE = 10.0
 _PLAIN_STATUS_PERIOD = 5.0  # s, between status lines where the output is not a terminal

@@ -41,7 +41,7 @@ from lightvla_ros.executor_parameters import RUN_TIME_PARAMETERS, execution_sett
 from lightvla_ros.inbox import Inbox
 from lightvla_ros.robots.adapter import COMMAND_TYPES, POSE_SOURCES, RobotAdapter, adapter_for, state_values
 from lightvla_ros.robots.commanders import Commanders
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 from lightvla_ros.safety import Now
 

@@ -44,7 +44,8 @@ from lightvla_ros.observation import EdgeLog, Limits, NotReady, ObservationGathe
 from lightvla_ros.overlay import draw_overlay
 from lightvla_ros.plan_clock import check_speed
 from lightvla_ros.robots.adapter import POSE_SOURCES, proprioception, proprioception_sources
-from lightvla_ros.robots.description import RobotDescription, check_contract, load_robot
+from lightvla_ros.robots.description import RobotDescription, check_contract
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from lightvla_ros.bag import BagMessage, Storage, open_bag
 from lightvla_ros.inference_timing import InferenceTiming, Mode
 from lightvla_ros.replay import make_plan, replay
 from lightvla_ros.replay_report import error_table, make_folder, require_free, write_report
-from lightvla_ros.robots.description import check_contract, load_robot
+from lightvla_ros.robots.description import check_contract
+from lightvla_ros.robots.description_file import load_robot
 
 if TYPE_CHECKING:
     from lightvla_core.policy import Policy

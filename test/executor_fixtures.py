@@ -9,7 +9,8 @@ from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, Policy
 from lightvla_ros.chunk_message import instruction_id
 from lightvla_ros.chunk_schedule import ExecutionMode, TimedChunk
 from lightvla_ros.execution import ExecutionSettings
-from lightvla_ros.robots.description import RobotDescription, load_robot
+from lightvla_ros.robots.description import RobotDescription
+from lightvla_ros.robots.description_file import load_robot
 
 START = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 1.0] * 2)
 INSTRUCTION = instruction_id("pick up the cube")

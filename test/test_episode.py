@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightvla_ros.episode import CommandWitness, Video, add_banner, status_line, summary
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 ROBOT = load_robot("aloha", "aloha1")
 ARM = "follower_left"

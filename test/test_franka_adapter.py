@@ -19,7 +19,8 @@ from test_robot_franka import ROBOT, STATES, contract
 from lightvla_core.contract import Channel, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.execution import Execution
-from lightvla_ros.robots.description import RobotDescription, load_robot
+from lightvla_ros.robots.description import RobotDescription
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.franka import FrankaAdapter
 from lightvla_ros.robots.messages import joint_trajectory, pose_stamped, twist_stamped
 from lightvla_ros.robots.rotations import Pose

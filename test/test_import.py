@@ -35,7 +35,8 @@ from lightvla_core.importing import ImportOptions, plan_import, read_robot, writ
 from lightvla_core.presets import aloha_contract
 from lightvla_core.published import read_model_config
 from lightvla_core.resources import resource
-from lightvla_ros.robots.description import check_contract, load_robot
+from lightvla_ros.robots.description import check_contract
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.franka import description_for
 
 OFT = ImportOptions("oft", "libero")

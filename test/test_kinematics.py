@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.kinematics import JointLimits, JointTarget, Kinematics, joint_velocity, limited_step
 from lightvla_ros.robots.rotations import matrix, turn
 

@@ -9,7 +9,7 @@ from executor_fixtures import aloha_contract
 
 from lightvla_core.errors import LightVLAError
 from lightvla_ros import processes
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 ROOT = Path(__file__).parent.parent
 

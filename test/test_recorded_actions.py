@@ -20,7 +20,7 @@ from lightvla_core.errors import LightVLAError
 from lightvla_ros.bag import TYPES, BagMessage, BagWriter, build, header, open_bag
 from lightvla_ros.chunk_schedule import TimedChunk
 from lightvla_ros.recorded_actions import JOINT_STATE, POSE, Recorder, state_topics
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.pose_target import in_base, motion_between
 from lightvla_ros.robots.rotations import Array, Pose, between, quaternion, rotation_of
 

@@ -29,7 +29,7 @@ from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.inference_timing import InferenceTiming
 from lightvla_ros.replay import IMAGE, LIMITS, Replay, make_plan, replay
 from lightvla_ros.replay_report import CHUNK_TOPIC, RECORDED_TOPIC, joint_errors, write_report
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 BAG = Path(__file__).parent / "data" / "bags" / "aloha"
 INSTRUCTION = "pick up the red cube"

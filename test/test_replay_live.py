@@ -38,7 +38,7 @@ from lightvla_ros.lifecycle import NEWEST_QOS, SENSOR_QOS
 from lightvla_ros.observation import Limits
 from lightvla_ros.policy_node import PolicyNode
 from lightvla_ros.replay import make_plan, replay
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 
 BAG = Path(__file__).parent / "data" / "bags" / "aloha"
 INSTRUCTION = "pick up the red cube"

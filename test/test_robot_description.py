@@ -13,7 +13,8 @@ from executor_fixtures import aloha_contract, delta_contract, robot
 from lightvla_core.contract import Channel, Gripper, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.resources import resource
-from lightvla_ros.robots.description import check_contract, load_robot
+from lightvla_ros.robots.description import check_contract
+from lightvla_ros.robots.description_file import load_robot
 
 
 def test_aloha_has_fourteen_channels_left_arm_first() -> None:

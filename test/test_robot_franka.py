@@ -17,7 +17,8 @@ from hypothesis.extra.numpy import arrays
 from lightvla_core.contract import Camera, Channel, EndEffector, Gripper, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_core.resources import resource
-from lightvla_ros.robots.description import GripperAction, check_contract, load_robot
+from lightvla_ros.robots.description import GripperAction, check_contract
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.franka import EEF, description_for, proprioception
 from lightvla_ros.robots.gripper import GripperEdges, opening_of, value_of_opening
 from lightvla_ros.robots.pose_target import PoseTarget, in_base, within_workspace

@@ -14,7 +14,7 @@ pytest.importorskip("mujoco", reason="the simulated robot needs MuJoCo")
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.bag import open_bag
 from lightvla_ros.images import compressed_to_rgb, image_to_rgb
-from lightvla_ros.robots.description import load_robot
+from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.sim.aloha import ARMS, JOINT_NAMES, START_POSE
 from lightvla_ros.sim.recording import Motion, record_bag
 from lightvla_ros.wire import header_stamp
