@@ -16,7 +16,6 @@ from lightvla_core.errors import LightVLAError
 from lightvla_core.interface import ActionChunk, Observation
 from lightvla_ros.inference_decision import LOOK_PERIOD, InferenceDecision, Wait
 from lightvla_ros.inference_timing import InferenceTiming, LatencyWindow
-from lightvla_ros.niceness import step_back
 from lightvla_ros.observation import (
     NotReady,
     ObservationGatherer,
@@ -173,7 +172,6 @@ class InferenceLoop:
         )
 
     def _run(self) -> None:
-        step_back()
         try:
             while not self._stopping:
                 self._wake.clear()

@@ -30,7 +30,6 @@ from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from lightvla_ros.niceness import step_back
 from lightvla_ros.sim.pacing import Pacer
 
 try:
@@ -123,7 +122,6 @@ class CameraThread(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        step_back()
         try:
             self._render_until_stopped()
         except Exception as error:  # told to the node's thread, which ends the process
