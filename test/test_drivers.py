@@ -332,6 +332,22 @@ def test_franka_deltas_by_joint_trajectory_closed_loop(bench: Bench) -> None:
     assert_stop_repeats_the_last(bench, arms)
 
 
+def test_franka_pose_targets_closed_loop(bench: Bench) -> None:
+    targets = bench.keep(PoseStamped, "servo_node/pose_target_cmds")
+    poses = bench.keep(PoseStamped, "franka_robot_state_broadcaster/current_pose")
+    bring_up_executor(bench, [0.0, 0.2, 0.0, 0.0, 0.0, 0.0, 1.0], "command_type:=pose")
+    bench.until(lambda: bool(poses) and poses[-1].pose.position.y > 0.1)
+    position, target = poses[-1].pose.position, targets[-1].pose.position
+    np.testing.assert_allclose([position.x, position.z], [0.307, 0.487], atol=0.02)
+    # It leads the moving arm, and never by more than the robot's file allows.
+    assert 0.0 < target.y - position.y < 0.05 + 0.02
+    assert bench.state == "armed"
+    assert bench.trigger("estop")[0]
+    count = len(targets)
+    bench.until(lambda: len(targets) > count + 5)
+    assert targets[-1].pose == targets[-2].pose
+
+
 def without_franka_msgs(folder: Path) -> str:
     """A PYTHONPATH on which control_msgs is, and franka_msgs is not."""
     spec = importlib.util.find_spec("control_msgs")

@@ -172,6 +172,7 @@ class FrankaDriver:
         self._pose = node.create_publisher(PoseStamped, "franka_robot_state_broadcaster/current_pose", _RELIABLE_DEPTH)
         inputs.take(JointTrajectory, "fr3_arm_controller/joint_trajectory", self._trajectory)
         inputs.take(TwistStamped, "servo_node/delta_twist_cmds", self._twist)
+        inputs.take(PoseStamped, "servo_node/pose_target_cmds", self._pose_target)
         self._serve_hand(node)
 
     def readings(self) -> Any:
@@ -203,6 +204,13 @@ class FrankaDriver:
         elif frame != "fr3_link0":
             raise LightVLAError(f"twist is in the frame {frame!r}, expected fr3_link0 or fr3_hand_tcp")
         self.sim.command_twist(twist.tolist())
+
+    def _pose_target(self, message: Any) -> None:
+        frame = message.header.frame_id
+        if frame != "fr3_link0":
+            raise LightVLAError(f"pose target is in the frame {frame!r}, expected fr3_link0")
+        p, q = message.pose.position, message.pose.orientation
+        self.sim.command_pose([p.x, p.y, p.z], [q.x, q.y, q.z, q.w])
 
     def _serve_hand(self, node: Any) -> None:
         """The hand's actions. Unlike the real ones they end at once, while the fingers still move."""

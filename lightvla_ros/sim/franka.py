@@ -1,4 +1,4 @@
-"""A simulated FR3 with its hand in MuJoCo: joint goals or end-effector twists in, joint readings and poses out. No ROS.
+"""A simulated FR3 with its hand in MuJoCo: joint goals, end-effector twists or poses in, joint readings out. No ROS.
 
 Kinematics and joint limits are Franka's published ones. The shapes are plain capsules, and masses, gains and friction
 are round numbers of ours: it shows that a graph runs, not how an FR3 moves.
@@ -7,14 +7,16 @@ are round numbers of ours: it shows that a graph runs, not how an FR3 moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
+from lightvla_ros.robots.rotations import Pose, matrix, turn
 
 Array = NDArray[np.float64]
 
@@ -37,9 +39,11 @@ _DH = (
 # From the seventh link to the flange, and from there to the point between the fingertips, m; the hand's turn, degrees.
 _FLANGE, _TOOL, _HAND_TURN = 0.107, 0.1034, -45.0
 
-# MoveIt Servo's: a twist older than this moves nothing, s. Damping of the inverse near singular poses is ours.
-_TWIST_TIMEOUT = 0.1
+# MoveIt Servo's: a twist or pose older than this moves nothing, s. Damping of the inverse near singular poses, and how
+# much of the way to a pose is gone in a second at the speed of its beginning, are ours.
+_SERVO_TIMEOUT = 0.1
 _DAMPING = 0.05
+_POSE_GAIN = 10.0
 
 _CUBE_EDGE = 0.04
 _CUBE_AREA = ((0.5, 0.0), (0.1, 0.15))
@@ -55,7 +59,7 @@ class FrankaReading:
 
 
 class SimulatedFranka:
-    """One arm that holds its last joint goal, or follows a twist while twists come. Not thread-safe.
+    """One arm that holds its last joint goal, or follows twists or poses while they come. Not thread-safe.
 
     seed: places the cube
     """
@@ -73,7 +77,8 @@ class SimulatedFranka:
         self._data.time = time
         self._start = self._end = np.array([*START_POSE, MAX_WIDTH / 2, MAX_WIDTH / 2])
         self._from, self._until = time, time
-        self._twist, self._twist_time = np.zeros(6), -math.inf
+        self._servo_twist: Callable[[], Array] = partial(np.zeros, 6)
+        self._servo_time = -math.inf
         self._data.qpos[:9] = self._data.ctrl[:] = self._end
         centre, half = (np.array(value) for value in _CUBE_AREA)
         place = np.random.default_rng(seed).uniform(centre - half, centre + half)
@@ -93,8 +98,8 @@ class SimulatedFranka:
     def step(self, steps: int = 1) -> None:
         """Advance the physics by this many time steps."""
         for _ in range(steps):
-            if self.time - self._twist_time < _TWIST_TIMEOUT:
-                self._follow_twist()
+            if self.time - self._servo_time < _SERVO_TIMEOUT:
+                self._follow_twist(self._servo_twist())
             self._data.ctrl[:] = self._goal()
             mujoco.mj_step(self.model, self._data)
 
@@ -110,13 +115,23 @@ class SimulatedFranka:
         _require_finite([*positions, duration])
         goal = self._goal()
         goal[:7] = [dict(zip(names, positions, strict=True))[name] for name in ARM_JOINTS]
-        self._twist_time = -math.inf
+        self._servo_time = -math.inf
         self._move(goal, duration)
 
     def command_twist(self, twist: Sequence[float]) -> None:
         """Move the tool by a twist (6,), m/s and rad/s, base frame, until the next or until it is too old."""
         _require_finite(twist)
-        self._twist, self._twist_time = np.array(twist, dtype=np.float64), self.time
+        wanted = np.array(twist, dtype=np.float64)
+        self._servo_twist, self._servo_time = lambda: wanted, self.time
+
+    def command_pose(self, position: Sequence[float], orientation: Sequence[float]) -> None:
+        """Move the tool towards a pose, base frame, until the next or until it is too old.
+
+        position: (3,) m; orientation: (x, y, z, w)
+        """
+        _require_finite([*position, *orientation])
+        target = Pose(np.array(position, dtype=np.float64), matrix(np.array(orientation, dtype=np.float64)))
+        self._servo_twist, self._servo_time = partial(self._twist_towards, target), self.time
 
     def command_width(self, width: float) -> None:
         """Move both fingers to half of a width (m), as far as what is between them lets them."""
@@ -158,13 +173,17 @@ class SimulatedFranka:
         self._start, self._end = self._goal(), np.clip(goal, low, high)
         self._from, self._until = self.time, self.time + max(duration, 0.0)
 
-    def _follow_twist(self) -> None:
+    def _twist_towards(self, target: Pose) -> Array:
+        position, rotation = self._data.site_xpos[self._tool], self.tool_rotation()
+        return _POSE_GAIN * np.concatenate((target.position - position, turn(rotation, target.rotation)))
+
+    def _follow_twist(self, twist: Array) -> None:
         """Damped least squares on the Jacobian: the arm's goal moves by what the twist asks in one step."""
         linear, angular = np.zeros((3, self.model.nv)), np.zeros((3, self.model.nv))
         mujoco.mj_jacSite(self.model, self._data, linear, angular, self._tool)
         jacobian = np.vstack((linear, angular))[:, :7]
         inverse: Array = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + _DAMPING**2 * np.eye(6))
-        velocity = np.clip(inverse @ self._twist, -_MAX_VELOCITY, _MAX_VELOCITY)
+        velocity = np.clip(inverse @ twist, -_MAX_VELOCITY, _MAX_VELOCITY)
         goal = self._goal()
         goal[:7] += velocity * self.timestep
         self._move(goal, 0.0)
