@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from executor_fixtures import START, aloha_contract, chunk, joint_positions
-from lifecycle_msgs.srv import ChangeState
+from live_node import LiveNode, end
 from rcl_interfaces.srv import SetParameters
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from lightvla_ros.chunk_message import to_message
 from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
 
 CONTRACT = aloha_contract()
-_LOADING = 30.0  # s
 ARM_TOPIC = "follower_left/arm_controller/joint_trajectory"
 
 
-class Bench:
+class Bench(LiveNode):
     """The policy's and the drivers' side of the graph: what the executor hears, and what it says."""
 
     def __init__(self, domain: int) -> None:
-        self.context = Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("bench", context=self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
+        super().__init__(domain)
         self.states = {
             arm: self.node.create_publisher(JointState, f"{arm}/joint_states", SENSOR_QOS)
             for arm in ("follower_left", "follower_right")
@@ -48,9 +38,7 @@ class Bench:
         self.chunks = self.node.create_publisher(JointTrajectory, "policy/action_chunk", NEWEST_QOS)
         self.contract = self.node.create_publisher(String, "policy/contract", LATCHED_QOS)
         self.instruction = self.node.create_publisher(String, "instruction", LATCHED_QOS)
-        self.states_heard = list[str]()
-        self.state, self.commands, self.previews, self.diagnostics = "", list[Any](), list[Any](), list[Any]()
-        self.node.create_subscription(String, "executor/state", self._on_state, LATCHED_QOS)
+        self.commands, self.previews, self.diagnostics = list[Any](), list[Any](), list[Any]()
         self.node.create_subscription(JointTrajectory, ARM_TOPIC, self.commands.append, 10)
         self.node.create_subscription(JointTrajectory, "executor/preview", self.previews.append, 10)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
@@ -64,10 +52,6 @@ class Bench:
         """Now, on the clock that headers are stamped with."""
         return self.node.get_clock().now().to_msg()
 
-    def _on_state(self, message: Any) -> None:
-        self.state = message.data
-        self.states_heard.append(message.data)
-
     def _publish_states(self) -> None:
         if not self.feeding:
             return
@@ -77,30 +61,6 @@ class Bench:
             message.header.stamp = self.stamp()
             for altered in self.alter_state(arm, message):
                 publisher.publish(altered)
-
-    def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain; the executor is {self.state!r}"
-            self.executor.spin_once(timeout_sec=0.02)
-
-    def call(self, kind: Any, service: str, request: Any) -> Any:
-        client = self.node.create_client(kind, service)
-        # A policy loads torch before it appears, and a checkpoint in its configuration.
-        self.until(client.service_is_ready, _LOADING)
-        future = client.call_async(request)
-        self.until(future.done, _LOADING)
-        self.node.destroy_client(client)
-        return future.result()
-
-    def change(self, transition: int, node: str = "executor") -> bool:
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return bool(self.call(ChangeState, f"{node}/change_state", request).success)
-
-    def trigger(self, service: str) -> tuple[bool, str]:
-        response = self.call(Trigger, f"executor/{service}", Trigger.Request())
-        return response.success, response.message
 
     def set_parameters(self, **values: Any) -> list[str]:
         """One answer a parameter: '' where it was taken, else the reason of the refusal."""
@@ -121,15 +81,10 @@ class Bench:
         stamp = self.node.get_clock().now().nanoseconds * 1e-9
         self.chunks.publish(to_message(chunk(CONTRACT, goal, stamp, self.sequence)))
 
-    def close(self) -> None:
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.context.try_shutdown()
-
 
 @contextmanager
 def executor_process(log: Path, **parameters: object) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m lightvla_ros.executor_node` with these parameters; killed at the end."""
+    """`python -m lightvla_ros.executor_node` with these parameters; ended at the end."""
     given = {"real_time_priority": 0, "starvation_timeout": 0.5, **parameters}
     assignments = [part for name, value in given.items() for part in ("-p", f"{name}:={str(value).lower()}")]
     with log.open("wb") as output:
@@ -141,8 +96,7 @@ def executor_process(log: Path, **parameters: object) -> Iterator[subprocess.Pop
         try:
             yield process
         finally:
-            process.kill()
-            process.wait()
+            end(process)
 
 
 def bring_up(bench: Bench) -> None:

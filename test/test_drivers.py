@@ -9,7 +9,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,13 @@ import pytest
 
 pytest.importorskip("franka_msgs", reason="the drivers' messages are not here; `make test` generates them")
 
-import rclpy
 from executor_fixtures import START, aloha_contract, chunk, joint_positions
 from geometry_msgs.msg import PoseStamped, TransformStamped, TwistStamped
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-from lifecycle_msgs.srv import ChangeState
+from live_node import LOADING, LiveNode, end
 from rclpy.action import get_action_names_and_types
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
-from std_srvs.srv import Trigger
 from test_robot_franka import ROBOT as FR3
 from test_robot_franka import contract as franka_contract
 from tf2_msgs.msg import TFMessage
@@ -45,23 +40,13 @@ from lightvla_ros.lifecycle import LATCHED_QOS, NEWEST_QOS, SENSOR_QOS
 from lightvla_ros.robots.adapter import select_sources
 from lightvla_ros.robots.state_inbox import subscribe_state
 
-PATIENCE = 40.0
 
-
-class Bench:
+class Bench(LiveNode):
     """A node beside the processes under test, which end with it."""
 
     def __init__(self, domain: int, logs: Path) -> None:
-        self.context = Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("bench", context=self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.state, self._logs, self._running = "", logs, list[subprocess.Popen[bytes]]()
-        self.node.create_subscription(String, "executor/state", self._on_state, LATCHED_QOS)
-
-    def _on_state(self, message: Any) -> None:
-        self.state = message.data
+        super().__init__(domain)
+        self._logs, self._running = logs, list[subprocess.Popen[bytes]]()
 
     def start(self, module: str, *parameters: str, **environment_changes: str) -> None:
         words = [word for parameter in parameters for word in ("-p", parameter)]
@@ -70,44 +55,20 @@ class Bench:
         with (self._logs / module).open("wb") as log:
             self._running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
-    def logs(self) -> str:
+    def situation(self) -> str:
         return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in self._logs.iterdir())
 
-    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain; {self.logs()}"
-            self.executor.spin_once(timeout_sec=0.02)
+    def until(self, condition: Callable[[], bool], seconds: float = LOADING) -> None:
+        super().until(condition, seconds)
 
     def keep(self, kind: Any, topic: str) -> list[Any]:
         received: list[Any] = []
         self.node.create_subscription(kind, topic, received.append, SENSOR_QOS)
         return received
 
-    def call(self, kind: Any, service: str, request: Any) -> Any:
-        client = self.node.create_client(kind, service)
-        self.until(client.service_is_ready)
-        future = client.call_async(request)
-        self.until(future.done)
-        self.node.destroy_client(client)
-        return future.result()
-
-    def change(self, node: str, transition: int) -> bool:
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return bool(self.call(ChangeState, f"{node}/change_state", request).success)
-
-    def trigger(self, service: str) -> tuple[bool, str]:
-        response = self.call(Trigger, f"executor/{service}", Trigger.Request())
-        return response.success, response.message
-
     def close(self) -> None:
-        for process in self._running:
-            process.kill()
-            process.wait()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.context.try_shutdown()
+        end(*self._running)
+        super().close()
 
 
 @pytest.fixture
@@ -167,8 +128,8 @@ def test_aloha_commands_in_the_drivers_types(
     arms = bench.keep(arm_type, f"follower_left/{arm_topic}")
     closing, staying = (bench.keep(gripper_type, f"follower_{s}/{gripper_topic}") for s in ("left", "right"))
     feed_aloha(bench)
-    bench.until(lambda: bench.change("executor", 1))
-    assert bench.change("executor", 3)
+    bench.until(lambda: bench.change(1))
+    assert bench.change(3)
     bench.until(lambda: bench.trigger("arm")[0])
     send_chunks(bench, aloha_contract(), [*START[:6], 0.0, *START[7:]])
     bench.until(lambda: len(arms) > 20 and len(staying) > 20)
@@ -187,8 +148,8 @@ def test_aloha_moves_to_the_start_pose_slowly_and_on_request_only(bench: Bench) 
     bench.start("lightvla_ros.executor_node", "command_type:=interbotix", "real_time_priority:=0")
     arms = bench.keep(JointGroupCommand, "follower_left/commands/joint_group")
     feed_aloha(bench)
-    bench.until(lambda: bench.change("executor", 1))
-    assert bench.change("executor", 3)
+    bench.until(lambda: bench.change(1))
+    assert bench.change(3)
     assert arms == []
     bench.until(lambda: bench.trigger("move_to_start")[0])
     bench.until(lambda: bench.state == "disarmed" and len(arms) > 1 and abs(arms[-1].cmd[0]) < 1e-3)
@@ -212,10 +173,10 @@ def bring_up_franka(bench: Bench, checkpoint: Path, *executor: str, policy: str 
         "lightvla_ros.executor_node", "robot:=franka", "real_time_priority:=0", "state_timeout:=2.0",
         "starvation_timeout:=10.0", *executor,
     )  # fmt: skip
-    bench.until(lambda: bench.change("policy", 1), 90.0)
-    bench.until(lambda: bench.change("executor", 1))
-    assert bench.change("executor", 3)
-    assert bench.change("policy", 3)
+    bench.until(lambda: bench.change(1, "policy"), 90.0)
+    bench.until(lambda: bench.change(1))
+    assert bench.change(3)
+    assert bench.change(3, "policy")
 
 
 def test_franka_closed_loop_by_twists_and_gripper_actions(bench: Bench, tmp_path: Path) -> None:
@@ -315,8 +276,8 @@ def bring_up_executor(bench: Bench, wish: list[float], *parameters: str, **envir
     publisher = bench.node.create_publisher(String, "policy/contract", LATCHED_QOS)
     publisher.publish(String(data=franka_contract().to_json()))
     send_chunks(bench, franka_contract(), wish)
-    bench.until(lambda: bench.change("executor", 1))
-    assert bench.change("executor", 3)
+    bench.until(lambda: bench.change(1))
+    assert bench.change(3)
     bench.until(lambda: bench.trigger("arm")[0])
 
 

@@ -22,6 +22,7 @@ from builtin_interfaces.msg import Time
 from executor_fixtures import START, aloha_contract, chunk, robot
 from live_executor import ARM_TOPIC, CONTRACT, Bench, bring_up, executor_process
 from live_marks import cases, shows
+from live_node import end
 from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
@@ -485,8 +486,7 @@ def policy(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
                 start_policy(robot_)
                 yield robot_, process
             finally:
-                process.kill()
-                process.wait()
+                end(process)
                 robot_.close()
 
 
