@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from lightvla_core.errors import LightVLAError
 
 _HIGHEST = 100  # beyond, the ports of DDS reach into the range that systems hand out themselves
+# Where to begin looking: elsewhere in every process, and each time anew, since a graph outlives its end for a moment.
+_candidates = itertools.count(os.getpid())
 
 
 @contextmanager
@@ -19,8 +22,8 @@ def reserve_domain() -> Iterator[int]:
     DDS derives ports from the id: 7400 + 250 · id and up. A domain whose first participant's port is taken is in use;
     the last port of the block, which DDS never uses, is bound as a mark.
     """
-    for offset in range(_HIGHEST):
-        domain = 1 + (os.getpid() + offset) % _HIGHEST
+    for candidate in itertools.islice(_candidates, _HIGHEST):
+        domain = 1 + candidate % _HIGHEST
         first_port = 7400 + 250 * domain
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant,

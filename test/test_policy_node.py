@@ -371,7 +371,8 @@ def test_impossible_speed_is_ignored_and_said_once(graph: Callable[..., Graph]) 
     assert "speed should be between" in running.wait_for_log("ignored what came on executor/speed")
     assert len([line for line in running.logs if "executor/speed" in line]) == 1
     first, second = (stamp_seconds(running.next_chunk().header.stamp) for _ in range(2))
-    assert 0.9 < second - first < 1.5
+    # A chunk lasts 1 s, and an observation may be up to 0.3 s old.
+    assert 0.7 < second - first < 1.5
 
 
 def test_arming_ends_the_wait_of_an_open_loop_chunk(graph: Callable[..., Graph]) -> None:
@@ -424,7 +425,8 @@ def test_new_instruction_ends_the_wait_of_an_open_loop_chunk(graph: Callable[...
 def test_open_loop_infers_once_a_chunk(graph: Callable[..., Graph]) -> None:
     running = graph(mode="open_loop").start()
     first, second = (stamp_seconds(running.next_chunk().header.stamp) for _ in range(2))
-    assert 0.9 < second - first < 1.5
+    # A chunk lasts 1 s, and an observation may be up to 0.3 s old.
+    assert 0.7 < second - first < 1.5
 
 
 def test_compressed_transport_takes_the_compressed_topics(graph: Callable[..., Graph]) -> None:
