@@ -71,8 +71,8 @@ class LoopStatistics:
 class ControlLoop:
     """Calls tick(deadline) once a period on its own thread; deadline: when it was due, s, time.monotonic.
 
-    A period that could not be started before the next was due is skipped and counted as missed, never made up for; one
-    that could be starts late.
+    A period whose begin passes during the tick before is skipped and counted as missed, never made up for: two commands
+    right after each other would be faster than one period's limits allow.
     While it runs it collects the process's garbage, where there is time for it.
     on_error: what to do with an exception of tick, after which the loop has ended
     priority: SCHED_FIFO priority of the thread, 0 for that of whoever starts it, which it keeps where none is given
@@ -171,7 +171,7 @@ class ControlLoop:
         gc.collect()
 
     def _next(self, deadline: float, now: float) -> float:
-        skipped = max(0, int((now - deadline) / self.period) - 1)
+        skipped = max(0, int((now - deadline) / self.period))
         with self._lock:
             self._missed += skipped
         return deadline + (skipped + 1) * self.period
@@ -187,7 +187,7 @@ class ControlLoop:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep the interpreter for this block, which should compute and not wait: other threads have it afterwards."""
+    """Let whoever waits for the interpreter interrupt this block less often."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_UNDISTURBED)
     try:

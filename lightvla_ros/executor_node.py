@@ -75,6 +75,7 @@ class ExecutorNode(ManagedNode):
         self._adapter: RobotAdapter | None = None
         self._commanders: Commanders | None = None
         self._inbox: Inbox | None = None
+        self._polls = True
         self._chunks: Any = None
         # The newest state of each source that nobody has looked at yet.
         self._unread: dict[str, StateMessage] = {}
@@ -112,6 +113,10 @@ class ExecutorNode(ManagedNode):
         self._inbox = Inbox(self)
         for source in adapter.sources:
             subscribe_state(self._inbox, source, partial(self._on_state, source.name))
+        # The many messages of /tf are decoded one by one, which is not for the control loop's thread.
+        self._polls = all(source.kind != "tf" for source in adapter.sources)
+        if not self._polls:
+            self._inbox.start()
         self._chunks = self.create_subscription(JointTrajectory, "policy/action_chunk", self._on_chunk, NEWEST_QOS)
         self._real_time = request_real_time(self.value("real_time_priority"), self.value("lock_memory"))
         self.get_logger().info(
@@ -215,8 +220,11 @@ class ExecutorNode(ManagedNode):
 
     def _read_states(self) -> None:
         """Hand what came since the last period to the execution; under the lock."""
-        if self._inbox is not None:
-            self._inbox.poll()
+        if self._inbox is not None and self._polls:
+            try:
+                self._inbox.poll()
+            except Exception as error:  # the middleware's own; without states the watchdog stops
+                self._report_trouble("states", f"the states cannot be received: {type(error).__name__}: {error}")
         for source in tuple(self._unread):
             message = self._unread.pop(source)
             try:

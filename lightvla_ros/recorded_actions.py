@@ -93,6 +93,16 @@ def state_topics(contract: PolicyContract, robot: RobotDescription, bag: Bag) ->
     return {topic: name for name, topic in held.items() if name in wanted}
 
 
+def require_comparable(
+    contract: PolicyContract, robot: RobotDescription, states: Mapping[str, str], commands: Mapping[str, str]
+) -> None:
+    """Raise LightVLAError for actions that none of these topics tells of; see state_topics and command_topics."""
+    told = set(states.values()) | ({"end_effector"} if "arm" in states.values() else set())
+    lacking = [c.name for c in robot.select(contract.action_names) if not commands and c.arm not in told]
+    if lacking:
+        raise _nothing_of(lacking)
+
+
 class Recorder:
     """Collects, for every action channel, what was commanded and what was measured, in the contract's unit."""
 
@@ -102,6 +112,7 @@ class Recorder:
         self._commanded: dict[str, list[tuple[float, float]]] = {}
         self._measured: dict[str, list[tuple[float, float]]] = {}
         self._poses: list[tuple[float, Pose]] = []
+        self._frame = ""
 
     def command(self, arm: str, message: BagMessage) -> None:
         """arm: of `command_topics`"""
@@ -117,11 +128,16 @@ class Recorder:
         """source: of `state_topics`; stamp: the message's own, s"""
         # What no policy can use, such as a pose that was not set yet, is not compared with either.
         with suppress(LightVLAError):
-            values = state_values(message.decode(), source)
+            decoded = message.decode()
+            values = state_values(decoded, source)
             if source != "end_effector":
                 self._joints(source, values, stamp)
-            if self._contract.end_effector is not None and (pose := self._pose(source, values)) is not None:
+            if self._contract.end_effector is None or self._is_soon_after_the_last(stamp):
+                return
+            if (pose := self._pose(source, values)) is not None:
                 self._poses.append((stamp, pose))
+                self._frame = decoded.header.frame_id if source == "end_effector" else ""
+        self._require_base_frame(message.topic)
 
     def series(self) -> dict[str, Series]:
         """For each channel its commands, or what was measured if the bag holds none."""
@@ -132,11 +148,19 @@ class Recorder:
         }
         lacking = [c.name for c in self._channels if c.name not in found]
         if lacking:
-            raise LightVLAError(
-                f"the bag holds neither commands nor states of {', '.join(lacking)}, "
-                "so there is nothing to compare the policy's actions with"
-            )
+            raise _nothing_of(lacking)
         return {c.name: found[c.name] for c in self._channels}
+
+    def _is_soon_after_the_last(self, stamp: float) -> bool:
+        """Drivers report poses at up to 1 kHz; a tenth of a period is more than fine enough."""
+        return bool(self._poses) and 0.0 <= stamp - self._poses[-1][0] < self._contract.period / 10
+
+    def _require_base_frame(self, topic: str) -> None:
+        facts, frame = self._robot.end_effector, self._frame.lstrip("/")
+        if facts is not None and frame not in ("", facts.base_frame):
+            raise LightVLAError(
+                f"the poses of {topic} in the bag are given in the frame {frame!r}, expected {facts.base_frame}"
+            )
 
     def _joints(self, source: str, values: Mapping[str, float], stamp: float) -> None:
         for channel in self._channels:
@@ -154,9 +178,8 @@ class Recorder:
             return None
         joints = self._robot.select(self._robot.spaces["joint_position"])
         names = [joint.state_joint for joint in joints if joint.arm == "arm"]
-        if not all(name in values for name in names):
-            return None
-        return facts.kinematics.forward(np.array([values[name] for name in names]))
+        joints_now = np.array([values.get(name, np.nan) for name in names])
+        return facts.kinematics.forward(joints_now) if np.isfinite(joints_now).all() else None
 
     def _motions(self) -> dict[str, Series]:
         """How the end effector moved, channel by channel, as the actions that would have moved it so."""
@@ -167,7 +190,9 @@ class Recorder:
         if meaning is None or not len(starts):
             return {}
         ends = _interpolated(times, list(poses.values()), starts + period)
+        gap = max(3 * float(np.median(np.diff(times))), period)
         motions = np.stack([motion_between(poses[t], end, meaning) for t, end in zip(starts, ends, strict=True)])
+        motions[_in_gap(times, starts + period, gap)] = np.nan
         scales = end_effector_scales(self._contract)
         return {name: Series("motion", starts, motions[:, i] / scales[i]) for i, name in enumerate(EEF)}
 
@@ -191,9 +216,23 @@ class Recorder:
         return [(channel, positions[channel.joint]) for channel in joints if channel.joint in positions]
 
 
+def _nothing_of(names: Sequence[str]) -> LightVLAError:
+    return LightVLAError(
+        f"the bag holds neither usable commands nor usable states of {', '.join(names)}, "
+        "so there is nothing to compare the policy's actions with"
+    )
+
+
 def _series(source: Source, samples: Sequence[tuple[float, float]]) -> Series:
     ordered = np.array(sorted(samples, key=lambda sample: sample[0]), dtype=np.float64)
     return Series(source, ordered[:, 0], ordered[:, 1])
+
+
+def _in_gap(times: NDArray[np.float64], moments: NDArray[np.float64], gap: float) -> NDArray[np.bool_]:
+    """Whether a moment lies between two samples that are further apart than `gap`, s."""
+    after = np.searchsorted(times, moments)
+    apart: NDArray[np.bool_] = times[after] - times[after - 1] > gap
+    return apart
 
 
 def _interpolated(times: NDArray[np.float64], poses: Sequence[Pose], moments: NDArray[np.float64]) -> list[Pose]:

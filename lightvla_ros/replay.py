@@ -24,7 +24,15 @@ from lightvla_ros.inference_decision import InferenceDecision, Wait
 from lightvla_ros.inference_loop import Predictor
 from lightvla_ros.inference_timing import InferenceTiming
 from lightvla_ros.observation import Limits, NotReady, ObservationGatherer, Proprioception, Stream, to_observation
-from lightvla_ros.recorded_actions import JOINT_STATE, POSE, Recorder, Series, command_topics, state_topics
+from lightvla_ros.recorded_actions import (
+    JOINT_STATE,
+    POSE,
+    Recorder,
+    Series,
+    command_topics,
+    require_comparable,
+    state_topics,
+)
 from lightvla_ros.robots.adapter import proprioception, proprioception_sources
 from lightvla_ros.robots.description import RobotDescription
 from lightvla_ros.wire import header_stamp
@@ -93,6 +101,7 @@ def make_plan(contract: PolicyContract, robot: RobotDescription, bag: Bag, instr
     if instructions:
         _check_type(bag, INSTRUCTION_TOPIC, TEXT)
     states, commands = state_topics(contract, robot, bag), command_topics(contract, robot, bag)
+    require_comparable(contract, robot, states, commands)
     return ReplayPlan(contract, robot, streams, states, commands, instructions)
 
 

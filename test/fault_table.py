@@ -59,7 +59,9 @@ Made by `python test/fault_table.py > docs/faults.md`; a test compares. The guar
 - **-**: the fault does not touch what the guarantee is about.
 
 *Detection* is the longest time from the fault's onset to the stop; the stop follows at the latest two control periods
-later. From then on nothing but the latched target is sent, until somebody arms again.
+later. From then on nothing but the latched target is sent, until somebody arms again. Joint states and poses are looked
+at once a period: where a driver's stamps run ahead (by future_tolerance at most), its silence is noticed later by as
+much, and by one period at most.
 
 ## Joint positions, ALOHA
 

@@ -45,14 +45,13 @@ def test_deadlines_lie_on_one_grid_and_are_never_repeated() -> None:
 
 def test_missed_periods_are_skipped_and_counted_never_bunched() -> None:
     seen, loop = deadlines_of(20, stall_at=10)
-    assert seen[10] - seen[9] >= 3.9 * PERIOD
-    assert np.diff(seen).min() > 0.9 * PERIOD
-    assert loop.statistics().missed >= 3
+    assert seen[10] - seen[9] >= 4.9 * PERIOD
+    assert loop.statistics().missed >= 4
 
 
-def test_a_period_that_can_still_be_started_starts_late_and_is_not_missed() -> None:
+def test_no_overdue_period_begins_right_after_a_late_tick() -> None:
     loop = ControlLoop(PERIOD, lambda deadline: None, lambda error: None)
-    for ended, expected, missed in ((0.2, 1, 0), (1.0, 1, 0), (1.9, 1, 0), (2.1, 2, 1), (4.5, 4, 3)):
+    for ended, expected, missed in ((0.2, 1, 0), (1.1, 2, 1), (1.9, 2, 1), (2.1, 3, 2), (4.5, 5, 4)):
         loop.reset()
         assert loop._next(100.0, 100.0 + ended * PERIOD) == pytest.approx(100.0 + expected * PERIOD)
         assert loop.statistics().missed == missed

@@ -1,4 +1,4 @@
-"""Fast streams arrive as bytes, with their stamp readable, on a thread of their own."""
+"""Fast streams arrive as bytes, with their stamp readable, on a thread of their own or on the poller's."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from lightvla_core.contract import EndEffector, PolicyContract
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.bag import TYPES, BagMessage, BagWriter, build, header, open_bag
 from lightvla_ros.chunk_schedule import TimedChunk
-from lightvla_ros.recorded_actions import JOINT_STATE, POSE, Recorder, state_topics
+from lightvla_ros.recorded_actions import JOINT_STATE, POSE, Recorder, require_comparable, state_topics
 from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.pose_target import in_base, motion_between
 from lightvla_ros.robots.rotations import Array, Pose, between, quaternion, rotation_of
@@ -155,9 +155,35 @@ def test_a_pose_that_was_not_set_yet_is_left_out() -> None:
     np.testing.assert_allclose(found[:, 0], 0.1 * 0.05 / 0.05, atol=1e-6)
 
 
+def test_where_poses_lack_for_a_while_nothing_is_known() -> None:
+    told = drive(np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0]), seconds=1.5)
+    found = recorded(franka_contract(), [m for m in told if not (m[0] == "end_effector" and 100.2 < m[2] < 100.5)], 20)
+    assert np.isfinite(found[:3]).all()
+    assert np.isnan(found[4:9, 0]).all()
+    assert np.isfinite(found[11:20, 0]).all()
+
+
+def test_poses_in_another_frame_are_refused() -> None:
+    (source, told, stamp), *_ = drive(np.zeros(6))
+    message = told.decode()
+    message.header.frame_id = "world"
+    other = BagMessage(POSES, POSE, told.received, bytes(TYPES.serialize_cdr(message, POSE)))
+    with pytest.raises(LightVLAError, match=r"frame 'world', expected fr3_link0"):
+        Recorder(franka_contract(), ROBOT).state(source, other, stamp)
+
+
+def test_joint_states_that_are_not_finite_are_left_out() -> None:
+    names = [f"fr3_joint{i}" for i in range(1, 8)]
+    stamps = [99.9 + i / 100 for i in range(50)]
+    states = [("arm", joints_message(JOINTS, names, [0.1 * (i + t - 99.9) for i in range(7)], t), t) for t in stamps]
+    states[20] = ("arm", joints_message(JOINTS, names, [np.nan] * 7, stamps[20]), stamps[20])
+    hand = [m for m in drive(np.zeros(6)) if m[0] == "fingers"]
+    assert np.isfinite(recorded(franka_contract(), states + hand)).all()
+
+
 def test_without_any_pose_the_actions_that_cannot_be_compared_are_named() -> None:
     hand = [m for m in drive(np.zeros(6)) if m[0] == "fingers"]
-    with pytest.raises(LightVLAError, match=r"neither commands nor states of eef_x, .* eef_rz, so"):
+    with pytest.raises(LightVLAError, match=r"neither usable commands nor usable states of eef_x, .* eef_rz, so"):
         recorded(franka_contract(), hand)
 
 
@@ -174,3 +200,6 @@ def test_poses_are_read_where_there_are_some_and_joint_states_otherwise(
     with open_bag(tmp_path / "bag") as opened:
         found = state_topics(franka_contract(), ROBOT, opened)
     assert set(found) == {read, FINGERS}
+    require_comparable(franka_contract(), ROBOT, found, {})
+    with pytest.raises(LightVLAError, match=r"usable states of gripper, so"):
+        require_comparable(franka_contract(), ROBOT, {read: found[read]}, {})

@@ -80,7 +80,7 @@ class FramedPose:
 
 
 def subscribe_state(inbox: Inbox, source: StateSource, callback: Callable[[StateMessage], None]) -> None:
-    """Call back, on the inbox's thread, with every state of this source. Raises LightVLAError without tf2_msgs."""
+    """Call back, on the inbox's thread or the poller's, with every state. Raises LightVLAError without tf2_msgs."""
     if source.kind == "tf":
         _subscribe_transforms(inbox, source, callback)
     elif source.kind == "pose":
