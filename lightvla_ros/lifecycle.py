@@ -129,8 +129,12 @@ class ManagedNode(LifecycleNode):
         # Values that are asked for and not yet set, while accept_parameters looks at them.
         self._asked: dict[str, Any] = {}
         self._declared = False
-        for parameter in parameters:
-            self._declare(parameter)
+        try:
+            for parameter in parameters:
+                self._declare(parameter)
+        except LightVLAError:
+            self.destroy_node()
+            raise
         self._declared = True
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock, so that diagnostics go on when simulated time stands still.
@@ -176,6 +180,11 @@ class ManagedNode(LifecycleNode):
             return
         self.get_logger().error(f"{what} failed: {type(error).__name__}: {error}")
         self.get_logger().debug("".join(traceback.format_exception(error)))
+
+    def destroy_node(self) -> None:
+        super().destroy_node()
+        # rclpy forgets it, and with it the node stays in the graph, and its DDS participant in the process.
+        self._state_machine.destroy_when_not_in_use()
 
     def stop(self) -> None:
         """Stop and release everything, from whatever state; never raises."""

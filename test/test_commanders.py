@@ -53,6 +53,10 @@ class Hand:
         begun, ended = (sum(event.endswith(word) for event in self.events) for word in ("begins", "ends"))
         return begun > ended
 
+    def close(self) -> None:
+        for server in self._servers:
+            server.destroy()
+
     def _answer(self, goal: Any) -> Any:
         self.refuse -= 1
         return GoalResponse.ACCEPT if self.refuse < 0 else GoalResponse.REJECT
@@ -132,6 +136,7 @@ class Bench:
             thread.join(5.0)
             executor.shutdown(timeout_sec=5.0)
         self.commanders.close()
+        self.hand.close()
         for node in self.nodes:
             node.destroy_node()
         self.context.try_shutdown()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.signals import SignalHandlerOptions
 
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.lifecycle import ManagedNode, Parameter
@@ -52,11 +57,21 @@ class Probe(ManagedNode):
         self._called(f"accept {self.value('steps')} {self.value('rate')}")
 
 
-@pytest.fixture(autouse=True)
-def ros(ros_domain: int) -> Iterator[None]:
-    rclpy.init(domain_id=ros_domain)
-    yield
-    rclpy.try_shutdown()
+MakeProbe = Callable[..., Probe]
+
+
+@pytest.fixture
+def make_probe(ros_domain: int) -> Iterator[MakeProbe]:
+    with contextlib.ExitStack() as ending:
+        rclpy.init(domain_id=ros_domain, signal_handler_options=SignalHandlerOptions.NO)
+        ending.callback(rclpy.try_shutdown)
+
+        def make(*arguments: Any, **parameters: object) -> Probe:
+            node = Probe(*arguments, **parameters)
+            ending.callback(node.destroy_node)
+            return node
+
+        yield make
 
 
 def label(node: Probe) -> str:
@@ -64,49 +79,62 @@ def label(node: Probe) -> str:
 
 
 @pytest.mark.parametrize("error", [LightVLAError("no such checkpoint"), ValueError("a bug")])
-def test_failed_configure_is_undone_and_returns_failure(error: Exception) -> None:
-    node = Probe({"configure": error})
+def test_failed_configure_is_undone_and_returns_failure(make_probe: MakeProbe, error: Exception) -> None:
+    node = make_probe({"configure": error})
     assert node.trigger_configure() == FAILURE
     assert (label(node), node.calls) == ("unconfigured", ["configure", "cleanup"])
 
 
-def test_failed_activate_is_undone_and_leaves_the_node_inactive() -> None:
-    node = Probe({"activate": LightVLAError("no")})
+def test_failed_activate_is_undone_and_leaves_the_node_inactive(make_probe: MakeProbe) -> None:
+    node = make_probe({"activate": LightVLAError("no")})
     node.trigger_configure()
     assert node.trigger_activate() == FAILURE
     assert (label(node), node.calls) == ("inactive", ["configure", "activate", "deactivate"])
 
 
-def test_failed_deactivate_ends_unconfigured_not_active() -> None:
-    node = Probe({"deactivate": ValueError("a bug")})
+def test_failed_deactivate_ends_unconfigured_not_active(make_probe: MakeProbe) -> None:
+    node = make_probe({"deactivate": ValueError("a bug")})
     node.trigger_configure()
     node.trigger_activate()
     assert node.trigger_deactivate() == ERROR
     assert (label(node), node.calls[-1]) == ("unconfigured", "cleanup")
 
 
-def test_shutdown_of_an_active_node_stops_and_releases() -> None:
-    node = Probe()
+def test_shutdown_of_an_active_node_stops_and_releases(make_probe: MakeProbe) -> None:
+    node = make_probe()
     node.trigger_configure()
     node.trigger_activate()
     assert node.trigger_shutdown() == SUCCESS
     assert node.calls[-2:] == ["deactivate", "cleanup"]
 
 
-def test_integer_is_taken_where_a_float_is_meant() -> None:
-    assert isinstance(Probe(rate=20).value("rate"), float)
+def test_integer_is_taken_where_a_float_is_meant(make_probe: MakeProbe) -> None:
+    assert isinstance(make_probe(rate=20).value("rate"), float)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("rate", 1000), ("rate", float("nan")), ("rate", "fast"), ("steps", 9), ("mode", "c")]
 )
-def test_bad_parameter_refuses_the_start_and_names_itself(name: str, value: object) -> None:
+def test_bad_parameter_refuses_the_start_and_names_itself(make_probe: MakeProbe, name: str, value: object) -> None:
     with pytest.raises(LightVLAError, match=name):
-        Probe(**{name: value})
+        make_probe(**{name: value})
 
 
-def test_bad_parameter_is_refused_at_run_time() -> None:
-    node = Probe()
+@pytest.mark.usefixtures("make_probe")
+@pytest.mark.parametrize("rate", [50.0, 1000.0], ids=["destroyed", "refused"])
+def test_node_that_was_destroyed_or_refused_leaves_the_graph(rate: float) -> None:
+    observer = Node("observer")
+    with contextlib.suppress(LightVLAError):
+        Probe(rate=rate).destroy_node()
+    end = time.monotonic() + 10.0
+    while "probe" in observer.get_node_names():
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.01)
+    observer.destroy_node()
+
+
+def test_bad_parameter_is_refused_at_run_time(make_probe: MakeProbe) -> None:
+    node = make_probe()
     result = node.set_parameters([RosParameter("rate", value="fast")])[0]
     assert (result.successful, result.reason) == (False, "parameter rate should be of type float, but is 'fast'")
     assert node.value("rate") == 50.0
@@ -131,6 +159,15 @@ sys.exit(run(Node))
 """
 
 
+@pytest.fixture
+def hangup_heard(ros_domain: int) -> Iterator[None]:
+    """Also where the suite itself was started with nohup, which children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_heard")
 @pytest.mark.parametrize(("how", "status"), [("SIGINT", 0), ("SIGTERM", 0), ("SIGHUP", 0), ("raise", 1)])
 def test_signals_and_exceptions_stop_in_order_without_a_traceback(how: str, status: int) -> None:
     process = subprocess.Popen(
@@ -150,6 +187,7 @@ def test_signals_and_exceptions_stop_in_order_without_a_traceback(how: str, stat
     assert ("a callback failed: ValueError: a bug" in errors) == (how == "raise")
 
 
+@pytest.mark.usefixtures("ros_domain")
 def test_started_to_outlive_its_terminal_it_does() -> None:
     ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + RUN
     process = subprocess.Popen([sys.executable, "-c", ignored, "on"], stdout=subprocess.PIPE, text=True)
@@ -165,6 +203,7 @@ def test_started_to_outlive_its_terminal_it_does() -> None:
         process.communicate()
 
 
+@pytest.mark.usefixtures("ros_domain")
 def test_ros_that_does_not_start_is_one_sentence() -> None:
     command = [sys.executable, "-c", RUN, "on", "--ros-args", "-p", "no assignment"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -173,15 +212,15 @@ def test_ros_that_does_not_start_is_one_sentence() -> None:
     assert len([line for line in result.stderr.splitlines() if "ROS 2 did not start: " in line]) == 1
 
 
-def test_changed_parameters_are_shown_to_the_node_before_they_are_set() -> None:
-    node = Probe()
+def test_changed_parameters_are_shown_to_the_node_before_they_are_set(make_probe: MakeProbe) -> None:
+    node = make_probe()
     assert node.calls == []
     assert node.set_parameters([RosParameter("steps", value=4)])[0].successful
     assert (node.calls, node.value("steps")) == (["accept 4 50.0"], 4)
 
 
-def test_node_refuses_changed_parameters_in_one_sentence() -> None:
-    node = Probe({"accept 5 50.0": LightVLAError("steps 5 is too much at this rate")})
+def test_node_refuses_changed_parameters_in_one_sentence(make_probe: MakeProbe) -> None:
+    node = make_probe({"accept 5 50.0": LightVLAError("steps 5 is too much at this rate")})
     result = node.set_parameters([RosParameter("steps", value=5)])[0]
     assert (result.successful, result.reason) == (False, "steps 5 is too much at this rate")
     assert node.value("steps") == 3
