@@ -334,10 +334,11 @@ class ExecutorNode(ManagedNode):
         with self._lock:
             if self._execution is None or not self._execution.state.startswith("armed"):
                 return
-            target = self._execution.stop(reason, self._now())
+            now = self._now()
+            target = self._execution.stop(reason, now)
             if target is not None:
                 # Whatever fails here, the stop is latched, and what comes after it must come.
-                self._undo("sending the latched target", partial(self._send, target))
+                self._undo("sending the latched target", partial(self._send, target, now))
             self._report_state()
 
     def _on_period(self, deadline: float) -> None:
@@ -347,11 +348,12 @@ class ExecutorNode(ManagedNode):
         with self._lock:
             try:
                 self._read_states()
-                period = execution.run_period(self._now())
+                now = self._now()
+                period = execution.run_period(now)
                 # First: the command, too, is to be reached within the new period.
                 self._follow_period(execution.settings.mode.period)
                 if period.command is not None:
-                    self._send(period.command)
+                    self._send(period.command, now)
                 elif period.preview is not None:
                     self._publish_preview(execution.contract.action_names, period.preview)
             except Exception as error:
@@ -380,10 +382,10 @@ class ExecutorNode(ManagedNode):
         self.log_failure("the control loop", error)
         self._hold(f"fault: {_LOOP_ENDED}")
 
-    def _send(self, command: NDArray[np.float64]) -> None:
+    def _send(self, command: NDArray[np.float64], now: Now) -> None:
         if self._commanders is not None and self._execution is not None:
             holding = self._execution.state.startswith("stopped")
-            self._commanders.send(command, self._execution.states, self._now(), holding)
+            self._commanders.send(command, self._execution.states, now, holding)
 
     def _publish_preview(self, names: tuple[str, ...], preview: NDArray[np.float64]) -> None:
         message = JointTrajectory(joint_names=list(names), points=[JointTrajectoryPoint(positions=preview.tolist())])

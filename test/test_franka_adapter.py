@@ -22,7 +22,7 @@ from lightvla_ros.execution import Execution
 from lightvla_ros.robots.description import RobotDescription
 from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.franka import FrankaAdapter
-from lightvla_ros.robots.messages import joint_trajectory, pose_stamped, twist_stamped
+from lightvla_ros.robots.messages import JointGoal, pose_stamped, twist_stamped
 from lightvla_ros.robots.rotations import Pose
 from lightvla_ros.safety import Now
 
@@ -214,7 +214,7 @@ def test_a_command_type_of_another_action_space_is_refused() -> None:
 def test_no_message_is_built_from_a_number_that_is_not_finite() -> None:
     nan = np.full(6, np.nan)
     for build in (
-        lambda: joint_trajectory(["a"], [float("nan")], PERIOD),
+        lambda: JointGoal().message(["a"], [float("nan")], PERIOD),
         lambda: twist_stamped(nan, "base", NOW),
         lambda: pose_stamped(Pose(nan[:3], np.eye(3)), "base", NOW),
         lambda: pose_stamped(Pose(np.zeros(3), nan.reshape(2, 3)[:1] * np.eye(3)), "base", NOW),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvla_core.errors import LightVLAError
-from lightvla_ros.robots.aloha import command_topics, commands, proprioception
+from lightvla_ros.robots.aloha import ArmCommands, command_topics, proprioception
 
 CHANNELS = robot().channels
 ARMS = ("follower_left", "follower_right")
@@ -43,7 +43,7 @@ def test_missing_arm_or_joint_is_missing_never_zero() -> None:
 def test_commands_do_not_depend_on_the_order_of_the_contract(order: list[int]) -> None:
     action = START.copy()
     action[6] = 0.0
-    permuted = commands([CHANNELS[i] for i in order], action[order])
+    permuted = ArmCommands([CHANNELS[i] for i in order]).of(action[order])
     by_arm = {c.arm: dict(zip(c.joints, c.positions, strict=True)) for c in permuted}
     assert by_arm["follower_left"] == pytest.approx(by_arm["follower_right"])
     assert by_arm["follower_left"]["shoulder"] == pytest.approx(-0.96)
@@ -53,12 +53,12 @@ def test_commands_do_not_depend_on_the_order_of_the_contract(order: list[int]) -
 
 def test_action_of_another_width_is_refused() -> None:
     with pytest.raises(LightVLAError, match=r"shape \(13,\), expected \(14,\)"):
-        commands(CHANNELS, START[:13])
+        ArmCommands(CHANNELS).of(START[:13])
 
 
 def test_trajectory_commands_are_one_point_reached_within_the_period() -> None:
     topics = command_topics(ARMS, "joint_trajectory", 0.04)
-    left = commands(CHANNELS, START)[0]
+    left = ArmCommands(CHANNELS).of(START)[0]
     messages: dict[str, Any] = {t.topic: t.build(left) for t in topics if t.arm == "follower_left"}
     arm = messages["follower_left/arm_controller/joint_trajectory"]
     gripper = messages["follower_left/gripper_controller/joint_trajectory"]

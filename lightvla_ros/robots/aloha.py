@@ -1,12 +1,13 @@
 """ALOHA on the Interbotix drivers: joint states in, commands out, by name and never by index.
 
-Two pure functions, and thin builders of the driver's messages from what they give.
+Pure functions, and thin builders of the driver's messages from what they give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,13 +53,23 @@ def proprioception(channels: Sequence[RobotChannel], states: Mapping[str, Mappin
     return np.array([_measured(channel, states) for channel in channels], dtype=np.float64)
 
 
-def commands(channels: Sequence[RobotChannel], action: NDArray[np.float64]) -> tuple[ArmCommand, ...]:
-    """A float64 (channels,) action in the channels' order -> one command an arm, in the order of the arms' channels."""
-    if action.shape != (len(channels),):
-        raise LightVLAError(f"an action has shape {action.shape}, expected ({len(channels)},)")
-    wanted = {(c.arm, c.joint): (c, float(value)) for c, value in zip(channels, action, strict=True)}
-    arms = dict.fromkeys(c.arm for c in channels)
-    return tuple(_arm_command(arm, [v for (a, _), v in wanted.items() if a == arm]) for arm in arms)
+class ArmCommands:
+    """One command an arm from an action, in the order of the arms' channels.
+
+    channels: in the order of the actions. Who stands where in an action is found out once, not in every control period.
+    """
+
+    def __init__(self, channels: Sequence[RobotChannel]) -> None:
+        self._width = len(channels)
+        arms = dict.fromkeys(c.arm for c in channels)
+        self._shares = [_Share.of(arm, channels) for arm in arms]
+
+    def of(self, action: NDArray[np.float64]) -> tuple[ArmCommand, ...]:
+        """action: float64 (channels,)"""
+        if action.shape != (self._width,):
+            raise LightVLAError(f"an action has shape {action.shape}, expected ({self._width},)")
+        values = action.tolist()
+        return tuple(share.command(values) for share in self._shares)
 
 
 def command_topics(arms: Sequence[str], command_type: CommandType, period: float) -> tuple[CommandTopic, ...]:
@@ -85,6 +96,7 @@ class AlohaAdapter:
         self._channels = robot.select(contract.action_names)
         # The driver's groups and controllers have an order of their own, which is the description's.
         self._order = [contract.action_names.index(name) for name in robot.names]
+        self._commands = ArmCommands(robot.channels)
         self.sources = robot.sources
         self.set_period(period)
         self.endpoints = tuple(Endpoint(t.topic, t.message, t.arm) for t in self._topics)
@@ -101,7 +113,7 @@ class AlohaAdapter:
     def messages(
         self, command: NDArray[np.float64], states: States, now: Now, holding: bool
     ) -> Iterator[tuple[str, Any]]:
-        by_arm = {c.arm: c for c in commands(self.robot.channels, command[self._order])}
+        by_arm = {c.arm: c for c in self._commands.of(command[self._order])}
         for topic in self._topics:
             yield topic.topic, topic.build(by_arm[topic.arm])
 
@@ -121,26 +133,43 @@ def _measured(channel: RobotChannel, states: Mapping[str, Mapping[str, float]]) 
     return position if channel.gripper is None else channel.gripper.opening(position)
 
 
-def _arm_command(arm: str, wanted: Sequence[tuple[RobotChannel, float]]) -> ArmCommand:
-    joints = [(c.joint, value) for c, value in wanted if c.gripper is None]
-    # The driver takes the six joints as one group and the gripper alone; the description gives every arm one gripper.
-    gripper_joint, motor = next((c.joint, c.gripper.motor(value)) for c, value in wanted if c.gripper is not None)
-    return ArmCommand(arm, tuple(n for n, _ in joints), tuple(v for _, v in joints), gripper_joint, motor)
+@dataclass(frozen=True)
+class _Share:
+    """What of an action is one arm's: the driver takes the joints as one group and the gripper alone."""
+
+    arm: str
+    joints: tuple[str, ...]
+    indices: tuple[int, ...]
+    gripper_joint: str
+    gripper_index: int
+    motor: Callable[[float], float]
+
+    @classmethod
+    def of(cls, arm: str, channels: Sequence[RobotChannel]) -> _Share:
+        own = [(i, c) for i, c in enumerate(channels) if c.arm == arm]
+        joints = [(i, c.joint) for i, c in own if c.gripper is None]
+        # The description gives every arm one gripper.
+        index, joint, gripper = next((i, c.joint, c.gripper) for i, c in own if c.gripper is not None)
+        return cls(arm, tuple(j for _, j in joints), tuple(i for i, _ in joints), joint, index, gripper.motor)
+
+    def command(self, values: Sequence[float]) -> ArmCommand:
+        positions = tuple(values[i] for i in self.indices)
+        return ArmCommand(self.arm, self.joints, positions, self.gripper_joint, self.motor(values[self.gripper_index]))
 
 
 def _trajectory_topics(arms: Sequence[str], period: float) -> tuple[CommandTopic, ...]:
     from trajectory_msgs.msg import JointTrajectory
 
-    from lightvla_ros.robots.messages import joint_trajectory
+    from lightvla_ros.robots.messages import JointGoal
 
-    def arm_message(command: ArmCommand) -> Any:
-        return joint_trajectory(command.joints, command.positions, period)
+    def arm_message(goal: JointGoal, command: ArmCommand) -> Any:
+        return goal.message(command.joints, command.positions, period)
 
-    def gripper_message(command: ArmCommand) -> Any:
-        return joint_trajectory([command.gripper_joint], [command.gripper], period)
+    def gripper_message(goal: JointGoal, command: ArmCommand) -> Any:
+        return goal.message((command.gripper_joint,), (command.gripper,), period)
 
     return tuple(
-        CommandTopic(arm, f"{arm}/{controller}/joint_trajectory", JointTrajectory, build)
+        CommandTopic(arm, f"{arm}/{controller}/joint_trajectory", JointTrajectory, partial(build, JointGoal()))
         for arm in arms
         for controller, build in (("arm_controller", arm_message), ("gripper_controller", gripper_message))
     )

@@ -17,7 +17,7 @@ from lightvla_core.errors import LightVLAError
 from lightvla_ros.robots.adapter import Endpoint, States, value_of
 from lightvla_ros.robots.description import EndEffectorFacts, RobotChannel
 from lightvla_ros.robots.kinematics import JointLimits, JointTarget
-from lightvla_ros.robots.messages import joint_trajectory, pose_stamped, twist_stamped
+from lightvla_ros.robots.messages import JointGoal, pose_stamped, twist_stamped
 from lightvla_ros.robots.pose_target import PoseTarget, in_base, within_workspace
 from lightvla_ros.robots.rotations import POSE_VALUES, Array, Pose
 from lightvla_ros.safety import Now
@@ -55,13 +55,13 @@ class JointPositions:
     endpoint, source = _JOINTS, "arm"
 
     def __init__(self, joints: Sequence[RobotChannel]) -> None:
-        self._names = [c.joint for c in joints]
+        self._names, self._goal = [c.joint for c in joints], JointGoal()
 
     def check(self, states: States, period: float) -> None:
         """Nothing: the limits see the joints themselves."""
 
     def message(self, values: Array, states: States, now: Now, period: float, holding: bool) -> Any:
-        return joint_trajectory(self._names, values.tolist(), period)
+        return self._goal.message(self._names, values.tolist(), period)
 
     def reset(self) -> None:
         """Nothing: every command says everything."""
@@ -129,6 +129,7 @@ class JointDeltas:
 
     def __init__(self, facts: EndEffectorFacts, meaning: EndEffector, joints: Sequence[RobotChannel]) -> None:
         self._facts, self._meaning, self._joints = facts, meaning, joints
+        self._names, self._goal = [c.joint for c in joints], JointGoal()
         self._target, self._holding = JointTarget(facts.kinematics, _limits(joints)), False
 
     def check(self, states: States, period: float) -> None:
@@ -144,7 +145,7 @@ class JointDeltas:
             inside = within_workspace(twist[:3], pose.position, self._facts)
             self._target.advance(np.concatenate((inside, twist[3:])), period)
         target = self._target.positions
-        return None if target is None else joint_trajectory([c.joint for c in self._joints], target.tolist(), period)
+        return None if target is None else self._goal.message(self._names, target.tolist(), period)
 
     def reset(self) -> None:
         self._target.reset()
