@@ -105,7 +105,7 @@ def _delayed_chunks(delay: float) -> Callable[[Rig], None]:
 
 def _flood(rig: Rig) -> None:
     def each(rig: Rig) -> None:
-        for k in range(100):
+        for k in range(20):
             rig.receive(rig.make_chunk(rig.ros - 0.05 + 1e-6 * k))
 
     rig.switches.each_period = each

@@ -65,9 +65,9 @@ def test_the_demo_moves_the_arm_within_limits_and_leaves_a_video(tmp_path, tiny_
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("moment", ["no checkpoint given", "armed and moving"])
-def test_ctrl_c_ends_every_process_within_three_seconds(tmp_path, moment):
-    process = start(tmp_path, "--seconds", "60")
+@pytest.mark.parametrize(("given", "moment"), [(False, "no checkpoint given"), (True, "armed and moving")])
+def test_ctrl_c_ends_every_process_within_three_seconds(tmp_path, tiny_checkpoint, given, moment):
+    process = start(tmp_path, "--seconds", "60", *(["--checkpoint", str(tiny_checkpoint)] if given else []))
     wait_for_line(process, moment)
     process.send_signal(signal.SIGINT)
     asked = time.monotonic()

@@ -164,7 +164,7 @@ STREAMS = {"events": EVENTS, "contract": st.sampled_from((JOINTS, DELTAS)), "mod
 FAST = (HealthCheck.too_slow,)
 
 
-@settings(max_examples=2500, database=None, suppress_health_check=FAST)
+@settings(max_examples=1500, database=None, suppress_health_check=FAST)
 @given(**STREAMS)
 def test_no_stream_breaks_a_limit_or_runs_time_backward(
     events: list[tuple[int, float, float]], contract: PolicyContract, mode: ExecutionMode
