@@ -28,6 +28,8 @@ def start(context: LaunchContext) -> list[Action]:
         text(context, "transport"),
         float(text(context, "rate")),
         text(context, "loop") == "true",
+        text(context, "mode"),
+        int(text(context, "replan_steps")),
     )
     over = Shutdown(reason="the bag is over")
     player = ExecuteProcess(cmd=list(replaying.player), output="screen", on_exit=over)
@@ -45,6 +47,13 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("device", default_value="cuda", description="Where the policy runs."),
             DeclareLaunchArgument("transport", default_value="raw", choices=["raw", "compressed"]),
             DeclareLaunchArgument("rate", default_value="1.0", description="Bag seconds a second."),
+            DeclareLaunchArgument(
+                "mode",
+                default_value="open_loop",
+                choices=["open_loop", "receding_horizon", "prefetch"],
+                description="When to infer.",
+            ),
+            DeclareLaunchArgument("replan_steps", default_value="0", description="Of receding_horizon."),
             DeclareLaunchArgument("loop", default_value="false", choices=["true", "false"]),
             *(SetEnvironmentVariable(name, value) for name, value in local_only_environment().items()),
             OpaqueFunction(function=start),

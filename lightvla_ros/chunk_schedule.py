@@ -85,12 +85,27 @@ class TimedChunk:
         position: NDArray[np.float64] = (1.0 - weight) * self.actions[step] + weight * self.actions[min(step + 1, last)]
         return position
 
+    def travel(self, start: float, end: float) -> NDArray[np.float64]:
+        """What the actions add up to between two moments, (channels,), each at its even rate; beyond the ends 0."""
+        return self._travelled(end) - self._travelled(start)
+
+    def _travelled(self, when: float) -> NDArray[np.float64]:
+        place = min(max((when - self.stamp) / self.dt, 0.0), float(len(self.actions)))
+        step = min(int(place), len(self.actions) - 1)
+        travelled: NDArray[np.float64] = self._sums[step] + (place - step) * self.actions[step]
+        return travelled
+
+    @cached_property
+    def _sums(self) -> NDArray[np.float64]:
+        """What the actions before each step add up to, (steps, channels)."""
+        return np.cumsum(self.actions, axis=0) - self.actions
+
 
 @dataclass(frozen=True)
 class ChannelKinds:
     """How each action channel is sampled; boolean (channels,), in contract order.
 
-    rates: end-effector deltas, which become a velocity (delta / dt) held for the step
+    rates: end-effector deltas, which become the mean velocity of the control period, so that they add up at any rate
     held: binary grippers, which take a step's value as it is; everything else is a position and is interpolated
     """
 
@@ -291,7 +306,10 @@ class ChunkSchedule:
         action = chunk.actions[min(max(0, planned.step_at(plan)), len(chunk.actions) - 1)]
         values = chunk.position_at(planned.local(plan) + speed * self._mode.period)
         values = np.where(kinds.held, action, values)
-        return np.where(kinds.rates, action * (speed / chunk.dt), values)
+        # Over the whole period that the command holds: it may be longer than a step, or reach into the next one.
+        here = planned.local(plan)
+        rates = chunk.travel(here, here + speed * self._mode.period) / self._mode.period
+        return np.where(kinds.rates, rates, values)
 
     def _open_seam(self, now: float, plan: float, standing: NDArray[np.float64] | None) -> None:
         """Start from where the commands stand: the difference to the new plan then fades over blend_time."""

@@ -45,12 +45,11 @@ from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 from lightvla_ros.safety import Now
 
-PARAMETERS = (
+CONFIGURATION_PARAMETERS = (
     Parameter("robot", "aloha", "Robot: a file of config/robots without its ending, or a path to a .yaml file."),
     Parameter("gripper", "", "Gripper variant, as named in the robot's file; empty: the first there."),
     Parameter("command_type", "auto", "Message type of the commands; auto: the robot's usual.", choices=COMMAND_TYPES),
     Parameter("pose_source", "broadcaster", "Where the end effector's pose comes from.", choices=POSE_SOURCES),
-    *RUN_TIME_PARAMETERS,
     Parameter("real_time_priority", 50, "SCHED_FIFO priority asked for the control loop; 0 to not ask.", 0, 99),
     Parameter("lock_memory", False, "Ask that the process's memory stays resident."),
 )
@@ -63,7 +62,7 @@ class ExecutorNode(ManagedNode):
     """Starts inactive, and disarmed when active: then it publishes on ~/preview what it would command."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("executor", PARAMETERS, **kwargs)
+        super().__init__("executor", CONFIGURATION_PARAMETERS, RUN_TIME_PARAMETERS, **kwargs)
         # Guards the execution, which the control loop's thread and the callbacks share, and the order of commands.
         self._lock = threading.RLock()
         self._execution: Execution | None = None
@@ -160,6 +159,7 @@ class ExecutorNode(ManagedNode):
         if self._commanders is not None:
             self._commanders.close()
         self._inbox = self._chunks = self._commanders = self._adapter = None
+        self._unread.clear()
         self._execution = None
 
     def diagnostic_status(self) -> Any:

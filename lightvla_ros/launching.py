@@ -30,6 +30,13 @@ def common_arguments() -> list[Any]:
         DeclareLaunchArgument("instruction", default_value="", description="Empty: wait for the topic `instruction`."),
         DeclareLaunchArgument("device", default_value="cuda", description="Where the policy runs: cpu, cuda, cuda:N."),
         DeclareLaunchArgument("transport", default_value="raw", choices=["raw", "compressed"]),
+        DeclareLaunchArgument("speed", default_value="1.0", description="Speed of execution, 0.1 to 1.0."),
+        DeclareLaunchArgument(
+            "require_heartbeat",
+            default_value="false",
+            choices=["true", "false"],
+            description="Stop when nothing comes on the topic operator/heartbeat.",
+        ),
         DeclareLaunchArgument(
             "parts",
             default_value="both",
@@ -53,7 +60,8 @@ def text(context: LaunchContext, name: str) -> str:
 
 def common_values(context: LaunchContext) -> dict[str, Any]:
     names = ("checkpoint", "instruction", "device", "transport", "parts", "command_type", "gripper", "params_file")
-    return {name: text(context, name) for name in names}
+    safety = {"speed": float(text(context, "speed")), "require_heartbeat": text(context, "require_heartbeat") == "true"}
+    return {**{name: text(context, name) for name in names}, **safety}
 
 
 def lifecycle_nodes(processes: Sequence[Process], autostart: bool, then: Sequence[Any] = ()) -> list[Any]:

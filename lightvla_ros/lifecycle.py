@@ -122,8 +122,14 @@ class ManagedNode(LifecycleNode):
     activation or configuration, on shutdown and on errors, so they must accept a half-built node.
     """
 
-    def __init__(self, name: str, parameters: Sequence[Parameter] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, name: str, configuration: Sequence[Parameter] = (), run_time: Sequence[Parameter] = (), **kwargs: Any
+    ) -> None:
+        """configuration: parameters that are read when the node is configured, and hold until it is configured again;
+        run_time: parameters whose changes accept_parameters takes over"""
         super().__init__(name, **kwargs)
+        parameters = (*configuration, *run_time)
+        self._fixed = frozenset(parameter.name for parameter in configuration)
         self._table = {parameter.name: parameter for parameter in parameters}
         self.add_on_set_parameters_callback(self._check_parameters)
         # Values that are asked for and not yet set, while accept_parameters looks at them.
@@ -242,7 +248,7 @@ class ManagedNode(LifecycleNode):
     def _check_parameters(self, parameters: list[RosParameter]) -> SetParametersResult:
         for parameter in parameters:
             known = self._table.get(parameter.name)
-            sentence = known.refusal(parameter.value) if known is not None else None
+            sentence = None if known is None else known.refusal(parameter.value) or self._too_late(known)
             if sentence is not None:
                 return SetParametersResult(successful=False, reason=sentence)
         if not self._declared:
@@ -256,6 +262,13 @@ class ManagedNode(LifecycleNode):
         finally:
             self._asked = {}
         return SetParametersResult(successful=True)
+
+    def _too_late(self, parameter: Parameter) -> str | None:
+        if parameter.name not in self._fixed or not self._declared:
+            return None
+        if self._state_machine.current_state[1] in ("unconfigured", "configuring"):
+            return None
+        return f"parameter {parameter.name} is read when the node is configured; clean the node up to change it"
 
 
 def hear_everybody(node: Any, kind: Any, topic: str, callback: Callable[[Any], None]) -> list[Any]:

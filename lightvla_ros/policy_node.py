@@ -51,13 +51,17 @@ from lightvla_ros.robots.state_inbox import StateMessage, subscribe_state
 if TYPE_CHECKING:
     from lightvla_core.policy import Policy
 
-PARAMETERS = (
+CONFIGURATION_PARAMETERS = (
     Parameter("checkpoint", "", "folder of the checkpoint, as made by `lightvla import`, `lightvla init` or training"),
     Parameter("robot", "aloha", "name of a file in config/robots, or the path of one"),
     Parameter("gripper", "", "gripper variant of the robot, as named in its file; empty: the first there"),
     Parameter("pose_source", "broadcaster", "where the end effector's pose comes from", choices=POSE_SOURCES),
     Parameter("device", "cpu", "where the policy runs: cpu, cuda or cuda:N"),
     Parameter("instruction", "", "first instruction; empty: wait for one on the topic `instruction`"),
+    Parameter("torch_threads", 0, "CPU threads for the policy; 0: as many as torch wants", low=0, high=256),
+    Parameter("transport", "raw", "camera topics: raw, or `<topic>/compressed`", choices=("raw", "compressed")),
+)
+RUN_TIME_PARAMETERS = (
     Parameter(
         "mode",
         "receding_horizon",
@@ -67,8 +71,6 @@ PARAMETERS = (
     Parameter("replan_steps", 0, "receding_horizon: steps between observations; 0: no waiting", low=0, high=1000),
     Parameter("max_age", 0.3, "oldest message to infer on, s, by header stamp and by receipt", low=0.001, high=10.0),
     Parameter("max_skew", 0.15, "largest time between the stamps of one observation, s", low=0.001, high=10.0),
-    Parameter("torch_threads", 0, "CPU threads for the policy; 0: as many as torch wants", low=0, high=256),
-    Parameter("transport", "raw", "camera topics: raw, or `<topic>/compressed`", choices=("raw", "compressed")),
     Parameter("debug_image_rate", 5.0, "highest rate of ~/debug_image, Hz", low=0.1, high=60.0),
 )
 # How long a stream may be missing after activation before it is said, s: DDS discovery takes up to 2.3 s.
@@ -92,7 +94,7 @@ class PolicyNode(ManagedNode):
         self._drawn = 0.0
         self._edges = EdgeLog({})
         self._owned: list[Callable[[], object]] = []
-        super().__init__("policy", PARAMETERS, **kwargs)
+        super().__init__("policy", CONFIGURATION_PARAMETERS, RUN_TIME_PARAMETERS, **kwargs)
 
     def configure_node(self) -> None:
         self._instruction = self._first_instruction()

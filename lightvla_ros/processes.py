@@ -107,15 +107,19 @@ def aloha(
     transport: Transport = "raw",
     parts: Part = "both",
     params_file: str = "",
+    speed: float = 1.0,
+    require_heartbeat: bool = False,
 ) -> tuple[Process, ...]:
     """Policy and executor for two ALOHA arms, whose drivers and cameras run already.
 
     gripper: aloha1 or trossen; transport: raw on one machine, compressed where the cameras are on another
     params_file: ROS parameter YAML for both nodes, empty for none
+    speed, require_heartbeat: of the executor, see executor_parameters.py
     Raises LightVLAError for a policy without a checkpoint.
     """
     robot: dict[str, Value] = {"robot": "aloha", "gripper": gripper}
-    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts, params_file)
+    executor: dict[str, Value] = {"command_type": command_type, "speed": speed, "require_heartbeat": require_heartbeat}
+    return _arms(checkpoint, instruction, robot, executor, device, transport, parts, params_file)
 
 
 def franka(
@@ -128,14 +132,18 @@ def franka(
     parts: Part = "both",
     gripper: str = "",
     params_file: str = "",
+    speed: float = 1.0,
+    require_heartbeat: bool = False,
 ) -> tuple[Process, ...]:
     """Policy and executor for one FR3 on franka_ros2, with MoveIt Servo where the policy gives end-effector deltas.
 
-    gripper: variant, as named in config/robots/franka.yaml, empty for the first there; params_file: as for `aloha`
+    gripper: variant, as named in config/robots/franka.yaml, empty for the first there; params_file, speed,
+        require_heartbeat: as for `aloha`
     Raises LightVLAError for a policy without a checkpoint.
     """
     robot: dict[str, Value] = {"robot": "franka", "gripper": gripper, "pose_source": pose_source}
-    return _arms(checkpoint, instruction, robot, command_type, device, transport, parts, params_file)
+    executor: dict[str, Value] = {"command_type": command_type, "speed": speed, "require_heartbeat": require_heartbeat}
+    return _arms(checkpoint, instruction, robot, executor, device, transport, parts, params_file)
 
 
 @dataclass(frozen=True)
@@ -157,27 +165,31 @@ def replay(
     transport: Transport = "raw",
     rate: float = 1.0,
     loop: bool = False,
+    mode: str = "open_loop",
+    replan_steps: int = 0,
 ) -> Replaying:
     """A policy in simulated time, and `ros2 bag play` with that time on /clock; nothing that commands a robot.
 
     contract, robot: of the checkpoint and of robot_parameters (robot, gripper); rate: bag seconds a second
+    instruction: in place of the bag's own, empty for that; mode, replan_steps: when to infer, as in `lightvla replay`
     Only what the policy listens to is played: recorded commands on the drivers' topics would move a robot that hears.
     """
     suffix = "/compressed" if transport == "compressed" else ""
     cameras = [f"/{robot.camera_topic(camera)}{suffix}" for camera in contract.camera_names]
     states = [f"/{source.topic}" for source in proprioception_sources(contract, robot)]
-    parameters = {**robot_parameters, "use_sim_time": True}
-    processes = _arms(checkpoint, instruction, parameters, "auto", device, transport, "policy")
+    parameters = {**robot_parameters, "use_sim_time": True, "mode": mode, "replan_steps": replan_steps}
+    processes = _arms(checkpoint, instruction, parameters, {}, device, transport, "policy")
     # /clock in steps of 10 ms: an order less than what the node tolerates of a stamp in the future.
     player = ["ros2", "bag", "play", str(bag), "--clock", "100", "--rate", f"{rate:g}", *(["--loop"] if loop else [])]
-    return Replaying(processes[0], (*player, "--topics", *cameras, *states, "/instruction"))
+    told = [] if instruction else ["/instruction"]
+    return Replaying(processes[0], (*player, "--topics", *cameras, *states, *told))
 
 
 def _arms(
     checkpoint: Path | str,
     instruction: str,
     robot: Mapping[str, Value],
-    command_type: str,
+    executor_parameters: Mapping[str, Value],
     device: str,
     transport: Transport,
     parts: Part,
@@ -204,7 +216,7 @@ def _arms(
         files,
     )
     executor = Process(
-        "executor_node", "lightvla_ros.executor_node", {"command_type": command_type, **robot}, environment, files
+        "executor_node", "lightvla_ros.executor_node", {**executor_parameters, **robot}, environment, files
     )
     return {"both": (policy, executor), "policy": (policy,), "executor": (executor,)}[parts]
 

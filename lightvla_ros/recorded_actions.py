@@ -156,11 +156,9 @@ class Recorder:
         return bool(self._poses) and 0.0 <= stamp - self._poses[-1][0] < self._contract.period / 10
 
     def _require_base_frame(self, topic: str) -> None:
-        facts, frame = self._robot.end_effector, self._frame.lstrip("/")
-        if facts is not None and frame not in ("", facts.base_frame):
-            raise LightVLAError(
-                f"the poses of {topic} in the bag are given in the frame {frame!r}, expected {facts.base_frame}"
-            )
+        source = next((s for s in self._robot.sources if s.name == "end_effector"), None)
+        if source is not None and self._frame:
+            source.require_base(self._frame, f"the pose of {topic} in the bag")
 
     def _joints(self, source: str, values: Mapping[str, float], stamp: float) -> None:
         for channel in self._channels:

@@ -173,10 +173,10 @@ class _Player:
                 decision, self._plan.streams, self._proprioception, self._instruction, BagMessage.decode
             )
             prediction = self._policy.predict_action(observation)
+            chunk = timed_chunk(prediction, self._plan.contract, self._instruction, len(self.chunks) + 1)
         except LightVLAError as error:
             self._note("unusable", str(error))
             return
-        chunk = timed_chunk(prediction, self._plan.contract, self._instruction, len(self.chunks) + 1)
         self.chunks.append(ReplayedChunk(chunk, message.received))
         self._decision.published(decision)
 

@@ -23,7 +23,8 @@ class StateWatch:
 
     def feed(self, source: str, stamp: float, received: float) -> None:
         """A joint state with this header stamp (s, ROS clock) came at this moment (s, steady clock)."""
-        self._seen[source] = Now(stamp, received)
+        if source in self._seen:
+            self._seen[source] = Now(stamp, received)
 
     def stale(self, now: Now) -> str | None:
         """One sentence on the first source that is not fresh, or None."""

@@ -26,6 +26,7 @@ TABLE = (
     Parameter("steps", 3, "how many", 0, 5),
     Parameter("mode", "a", "which", choices=("a", "b")),
 )
+FIXED = Parameter("robot", "aloha", "which")
 
 
 class Probe(ManagedNode):
@@ -34,7 +35,7 @@ class Probe(ManagedNode):
     def __init__(self, fail: dict[str, Exception] | None = None, **parameters: object) -> None:
         self.fail, self.calls = fail or {}, list[str]()
         overrides = [RosParameter(name, value=value) for name, value in parameters.items()]
-        super().__init__("probe", TABLE, parameter_overrides=overrides)
+        super().__init__("probe", [FIXED], TABLE, parameter_overrides=overrides)
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -138,6 +139,18 @@ def test_bad_parameter_is_refused_at_run_time(make_probe: MakeProbe) -> None:
     result = node.set_parameters([RosParameter("rate", value="fast")])[0]
     assert (result.successful, result.reason) == (False, "parameter rate should be of type float, but is 'fast'")
     assert node.value("rate") == 50.0
+
+
+def test_parameter_that_is_read_at_configuration_is_refused_after_it(make_probe: MakeProbe) -> None:
+    node = make_probe()
+    assert node.set_parameters([RosParameter("robot", value="franka")])[0].successful
+    node.trigger_configure()
+    result = node.set_parameters([RosParameter("robot", value="aloha")])[0]
+    assert not result.successful
+    assert result.reason == "parameter robot is read when the node is configured; clean the node up to change it"
+    assert node.value("robot") == "franka"
+    node.trigger_cleanup()
+    assert node.set_parameters([RosParameter("robot", value="aloha")])[0].successful
 
 
 RUN = """

@@ -1,5 +1,6 @@
 """Which process starts with which parameters: what the demo and the launch files share."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from executor_fixtures import aloha_contract
 
+from lightvla_core import cli
 from lightvla_core.errors import LightVLAError
 from lightvla_ros import processes
 from lightvla_ros.robots.description_file import load_robot
@@ -76,21 +78,35 @@ def test_every_executable_is_a_console_script_of_the_package(process):
     assert f'"{process.executable} = {process.module}:main"' in setup
 
 
-def replaying(robot="aloha", contract=None, **options):
-    description = load_robot(robot, "")
-    return processes.replay("bag", "c", "i", contract or aloha_contract(), description, {"robot": robot}, **options)
+def replaying(robot="aloha", contract=None, instruction="", **options):
+    description, contract = load_robot(robot, ""), contract or aloha_contract()
+    return processes.replay("bag", "c", instruction, contract, description, {"robot": robot}, **options)
 
 
-def test_replay_plays_what_the_policy_listens_to_and_no_command():
-    command = replaying().player
+@pytest.mark.parametrize(("instruction", "told"), [("", ("/instruction",)), ("another", ())])
+def test_replay_plays_what_the_policy_listens_to_and_no_command(instruction, told):
+    command = replaying(instruction=instruction).player
     topics = command[command.index("--topics") + 1 :]
     assert topics == (
         "/cam_high/camera/color/image_rect_raw",
         "/follower_left/joint_states",
         "/follower_right/joint_states",
-        "/instruction",
+        *told,
     )
     assert command[:4] == ("ros2", "bag", "play", "bag")
+
+
+def test_live_replay_infers_when_offline_replay_does_unless_told():
+    assert replaying().policy.parameters["mode"] == inspect.signature(cli.replay).parameters["mode"].default
+    parameters = replaying(mode="receding_horizon", replan_steps=5).policy.parameters
+    assert (parameters["mode"], parameters["replan_steps"]) == ("receding_horizon", 5)
+
+
+def test_speed_and_heartbeat_of_a_first_run_reach_the_executor():
+    for robot in (processes.aloha, processes.franka):
+        policy, executor = robot("c", "i", speed=0.1, require_heartbeat=True)
+        assert (executor.parameters["speed"], executor.parameters["require_heartbeat"]) == (0.1, True)
+        assert "speed" not in policy.parameters
 
 
 def test_replay_is_the_policy_alone_in_the_players_time():

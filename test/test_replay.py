@@ -320,5 +320,5 @@ def test_replay_imports_no_ros() -> None:
 
 def test_freshness_is_judged_as_by_the_live_nodes_defaults() -> None:
     node = pytest.importorskip("lightvla_ros.policy_node", reason="no ROS 2 here")
-    defaults = {parameter.name: parameter.default for parameter in node.PARAMETERS}
+    defaults = {parameter.name: parameter.default for parameter in node.RUN_TIME_PARAMETERS}
     assert (LIMITS.max_age, LIMITS.max_skew) == (defaults["max_age"], defaults["max_skew"])

@@ -82,6 +82,7 @@ class StateSource:
 
     kind: `joint_state` (sensor_msgs/JointState), `pose` (geometry_msgs/PoseStamped), `tf`: the pose of frame `tip` in
         frame `base` from /tf and /tf_static
+    frames: names under which a driver gives poses in `base`
     """
 
     name: str
@@ -89,6 +90,12 @@ class StateSource:
     kind: SourceKind = "joint_state"
     base: str = ""
     tip: str = ""
+    frames: tuple[str, ...] = ()
+
+    def require_base(self, frame: str, label: str) -> None:
+        """Raise LightVLAError where a pose is given in another frame than `base`. label: whose it is, for the error"""
+        if frame.lstrip("/") not in self.frames:
+            raise LightVLAError(f"{label} is given in the frame {frame!r}, expected {' or '.join(self.frames)}")
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,11 @@ def _parse_end_effector_robot(data: _Fields, variant: str) -> RobotDescription:
 def _source(name: str, value: Any, frames: dict[str, str]) -> StateSource:
     fields = _Fields(value, f"source {name}")
     topic, kind = fields.text("topic"), fields.text("kind")
+    names = tuple(map(str, fields.items("frames"))) if fields.has("frames") else (frames["base_frame"],)
     fields.end()
     if kind not in SOURCE_KINDS:
         raise LightVLAError(f"source {name}: kind is {kind!r}, expected one of {', '.join(SOURCE_KINDS)}")
-    return StateSource(name, topic, kind, frames["base_frame"], frames["tool_frame"])
+    return StateSource(name, topic, kind, frames["base_frame"], frames["tool_frame"], names)
 
 
 def _arm_joint(fields: _Fields) -> RobotChannel:

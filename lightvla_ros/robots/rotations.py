@@ -92,6 +92,18 @@ def quaternion(rotation: Array) -> Array:
     return found if found[3] >= 0 else -found
 
 
+def continuous_quaternion(rotation: Array) -> Array:
+    """(3, 3) -> (x, y, z, w) with the sign that Eigen gives it, and so the driver's own poses.
+
+    w is positive where the trace is, else the largest of x, y, z: around a half turn, which is how a gripper points
+    down, the sign does not flip with every small motion, and with it the axis-angle by 2 pi.
+    """
+    found, diagonal = quaternion(rotation), np.diag(rotation)
+    if diagonal.sum() > 0 or found[int(np.argmax(diagonal))] >= 0:
+        return found
+    return -found
+
+
 def rotation_of(vector: Array) -> Array:
     """Axis-angle (3,) rad -> (3, 3)"""
     angle = float(np.linalg.norm(vector))

@@ -14,7 +14,7 @@ from lightvla_core.errors import LightVLAError
 from lightvla_ros.inbox import Inbox, RawMessage
 from lightvla_ros.lifecycle import SENSOR_QOS
 from lightvla_ros.robots.description import StateSource
-from lightvla_ros.robots.rotations import quaternion
+from lightvla_ros.robots.rotations import continuous_quaternion
 from lightvla_ros.robots.transforms import StampedPose, TransformTree
 
 # tf2's own: many nodes publish on one topic, each a part of the tree.
@@ -51,7 +51,9 @@ class LookedUpPose:
         message.header.frame_id = self.base
         position, orientation = message.pose.position, message.pose.orientation
         position.x, position.y, position.z = self.pose.pose.position.tolist()
-        orientation.x, orientation.y, orientation.z, orientation.w = quaternion(self.pose.pose.rotation).tolist()
+        orientation.x, orientation.y, orientation.z, orientation.w = continuous_quaternion(
+            self.pose.pose.rotation
+        ).tolist()
         return message
 
 
@@ -60,7 +62,7 @@ class FramedPose:
     """A driver's PoseStamped that counts only in the frame in which it is expected."""
 
     raw: RawMessage
-    frame: str
+    source: StateSource
 
     @property
     def stamp(self) -> float:
@@ -73,9 +75,7 @@ class FramedPose:
     def decode(self) -> Any:
         """Raises LightVLAError for a pose in another frame."""
         message = self.raw.decode()
-        frame = message.header.frame_id.lstrip("/")
-        if frame != self.frame:
-            raise LightVLAError(f"the pose is given in the frame {frame!r}, expected {self.frame}")
+        self.source.require_base(message.header.frame_id, "the pose")
         return message
 
 
@@ -84,7 +84,7 @@ def subscribe_state(inbox: Inbox, source: StateSource, callback: Callable[[State
     if source.kind == "tf":
         _subscribe_transforms(inbox, source, callback)
     elif source.kind == "pose":
-        inbox.subscribe(PoseStamped, source.topic, lambda raw: callback(FramedPose(raw, source.base)), SENSOR_QOS)
+        inbox.subscribe(PoseStamped, source.topic, lambda raw: callback(FramedPose(raw, source)), SENSOR_QOS)
     else:
         inbox.subscribe(JointState, source.topic, callback, SENSOR_QOS)
 

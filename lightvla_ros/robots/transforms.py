@@ -12,6 +12,8 @@ import numpy as np
 from lightvla_core.errors import LightVLAError
 from lightvla_ros.robots.rotations import POSE_VALUES, Pose
 
+# Frames that are kept; anybody on the network can send more.
+_MOST_FRAMES = 10_000
 # A transform that is older than the one before by more than this is of a clock that jumped back, s.
 _REORDERED = 0.5
 
@@ -42,6 +44,8 @@ class TransformTree:
     def put(self, child: str, link: Link) -> None:
         """Keep a transform, unless a slightly later one is there: messages change places, and clocks jump back."""
         known = self._links.get(child)
+        if known is None and len(self._links) >= _MOST_FRAMES:
+            return
         if known is None or not 0.0 < known.stamp - link.stamp < _REORDERED:
             self._links[child] = link
 
