@@ -281,7 +281,7 @@ class ChunkSchedule:
                 "are the clocks of both machines synchronised?",
             )
         if chunk.stamp < self._oldest:
-            raise ChunkError("expired", "a chunk is of an observation from before it was stopped or armed")
+            raise ChunkError("expired", "a chunk is of an observation from before the last stop, or too old to arm on")
         if planned.step_at(self._clock.at(now)) >= len(chunk.actions):
             raise ChunkError(
                 "expired",

@@ -22,7 +22,9 @@ from lightvla_ros.chunk_schedule import ChunkError
 from lightvla_ros.execution import Execution, limits_for
 from lightvla_ros.robots.franka import EEF, description_for
 from lightvla_ros.robots.franka_arm import PoseTargets, Twists
-from lightvla_ros.robots.rotations import POSE_VALUES
+from lightvla_ros.robots.pose_target import in_base
+from lightvla_ros.robots.rotations import POSE_VALUES, quaternion, rotation_of
+from lightvla_ros.robots.rotations import Pose as Place
 from lightvla_ros.safety import Now
 
 CONTRACT = contract()
@@ -57,7 +59,7 @@ class Switches:
 
 @dataclass
 class Rig:
-    """Time in control periods; an arm that follows its commands, or stands still if they are twists."""
+    """Time in control periods; an arm that follows its commands."""
 
     way_name: Literal["twist", "pose"] = "twist"
     require_heartbeat: bool = False
@@ -128,9 +130,17 @@ class Rig:
             self.execution.offer(chunk(CONTRACT, wish, self.ros, self.sequence), self.now)
 
     def _follow(self, message: Any) -> None:
-        if self.way_name == "pose" and self.switches.follows and message is not None:
+        if not self.switches.follows or message is None:
+            return
+        if self.way_name == "pose":
             p, q = message.pose.position, message.pose.orientation
             self.measured = dict(zip(POSE_VALUES, (p.x, p.y, p.z, q.x, q.y, q.z, q.w), strict=True))
+            return
+        before = Place.from_values(self.measured)
+        sent = np.array([getattr(p, k) for p in (message.twist.linear, message.twist.angular) for k in "xyz"])
+        step = PERIOD * in_base(sent, CONTRACT.end_effector, before.rotation)
+        turned = quaternion(rotation_of(step[3:]) @ before.rotation)
+        self.measured = dict(zip(POSE_VALUES, (*(before.position + step[:3]), *turned), strict=True))
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,15 @@ def _jump(seconds: float) -> Callable[[Rig], None]:
     return lambda rig: setattr(rig, "ros", rig.ros + seconds)
 
 
+def _blocked(rig: Rig) -> None:
+    """Pushed on in one direction, that is: to and fro, an arm that stands still would be where it is told to be."""
+    rig.switches.follows = False
+    rig.switches.wish = lambda wish: wish * np.sign(wish[0])
+
+
 _STALE, _STALE_TEXT = 5, "state_timeout + 1 period"
 _STARVE, _STARVE_TEXT = 8 + 10 + 1, "rest of the last chunk + starvation_timeout + 1 period"
+_BLOCKED, _BLOCKED_TEXT = 8, "at full speed; the slower, the later, and below some speed never"
 _NAN = np.array([math.nan, *[0.0] * 6])
 
 FAULTS = (
@@ -191,7 +208,8 @@ FAULTS = (
     FrankaFault("poses delayed", _switch(late=0.5), "stale input", 1, "1 period"),
     FrankaFault("poses stamped in the future", _switch(late=-5.0), "in the future", 1, "1 period"),
     FrankaFault("poses wrong by 0.3 m", _pose(x=0.7), "tracking error", 1, "1 period", "pose"),
-    FrankaFault("arm blocked", _switch(follows=False), None, 0, "the target stays within max_lead of the pose", "pose"),
+    FrankaFault("arm blocked", _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT),
+    FrankaFault("arm blocked", _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT, "pose"),
     FrankaFault("finger states dropped", _switch(fingers=False), "stale input", _STALE, _STALE_TEXT),
     FrankaFault("chunks dropped, or policy killed", _switch(policy_runs=False), "starvation", _STARVE, _STARVE_TEXT),
     FrankaFault("chunks with NaN", _switch(wish=lambda wish: wish + _NAN), "starvation", _STARVE, _STARVE_TEXT),

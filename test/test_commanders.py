@@ -171,6 +171,21 @@ def test_a_goal_that_waits_is_dropped_by_a_stop(bench: Bench) -> None:
     assert "move begins" not in bench.hand.events
 
 
+def test_a_goal_under_way_is_cancelled_by_a_stop(bench: Bench) -> None:
+    bench.send_until(CLOSED, lambda: bench.hand.events == ["grasp begins"])
+    bench.send_until(CLOSED, lambda: "grasp ends" in bench.hand.events, holding=True)
+    assert bench.hand.cancelled.is_set()
+
+
+def test_a_grasp_that_has_its_object_is_not_let_go_by_a_stop(bench: Bench) -> None:
+    bench.hand.finish.set()
+    bench.send_until(CLOSED, lambda: "grasp ends" in bench.hand.events)
+    end = time.monotonic() + 0.5
+    bench.send_until(CLOSED, lambda: time.monotonic() > end)
+    bench.send_until(CLOSED, lambda: time.monotonic() > end + 0.5, holding=True)
+    assert not bench.hand.cancelled.is_set()
+
+
 def test_a_refused_and_a_failed_goal_are_sent_again(bench: Bench) -> None:
     bench.hand.refuse, bench.hand.abort = 1, 1
     bench.hand.finish.set()

@@ -184,7 +184,8 @@ def test_franka_closed_loop_by_twists_and_gripper_actions(bench: Bench, tmp_path
     twists = bench.keep(TwistStamped, "servo_node/delta_twist_cmds")
     poses = bench.keep(PoseStamped, "franka_robot_state_broadcaster/current_pose")
     fingers = bench.keep(JointState, "franka_gripper/joint_states")
-    bring_up_franka(bench, checkpoint)
+    # So slow that a policy of random weights does not reach the end of the arm.
+    bring_up_franka(bench, checkpoint, "speed:=0.3")
     assert twists == []
     bench.until(lambda: bench.trigger("arm")[0])
     before = poses[-1].pose.position.x, poses[-1].pose.position.y, poses[-1].pose.position.z

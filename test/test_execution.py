@@ -156,7 +156,7 @@ def test_chunk_from_before_the_stop_is_not_executed_after_arming_again_however_s
     bench.run(5)
     bench.execution.arm(bench.now)
     assert bench.run(3) is None
-    with pytest.raises(ChunkError, match="before it was stopped"):
+    with pytest.raises(ChunkError, match="before the last stop"):
         bench.execution.offer(chunk(CONTRACT, goal, observed - 0.01, bench.sequence + 1), bench.now)
     bench.offer(goal)
     assert bench.run(1) is not None

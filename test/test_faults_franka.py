@@ -14,7 +14,7 @@ CELLS = [(fault, guarantee) for fault in FAULTS for guarantee in CHECKS]
 
 
 @pytest.mark.parametrize(
-    ("fault", "guarantee"), CELLS, ids=[f"{f.name.replace(' ', '_')}-{CHECKS[g].__name__}" for f, g in CELLS]
+    ("fault", "guarantee"), CELLS, ids=[f"{f.name.replace(' ', '_')}-{f.way}-{CHECKS[g].__name__}" for f, g in CELLS]
 )
 def test_guarantee_holds_for_velocities(fault: FrankaFault, guarantee: int) -> None:
     assert verdict(fault, guarantee) == ""

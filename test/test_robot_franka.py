@@ -21,7 +21,7 @@ from lightvla_ros.robots.description import GripperAction, check_contract
 from lightvla_ros.robots.description_file import load_robot
 from lightvla_ros.robots.franka import EEF, description_for, proprioception
 from lightvla_ros.robots.gripper import GripperEdges, opening_of, value_of_opening
-from lightvla_ros.robots.pose_target import PoseTarget, in_base, within_workspace
+from lightvla_ros.robots.pose_target import MotionWatch, PoseTarget, in_base, within_workspace
 from lightvla_ros.robots.rotations import POSE_VALUES, Pose, axis_angle, matrix, quaternion, rotation_of, turn
 
 ROBOT = load_robot("franka", "")
@@ -206,6 +206,50 @@ def test_pose_target_of_a_blocked_arm_stays_near_it_and_comes_back_at_once() -> 
     deepest = target.pose.position[2]
     target.advance(-down, PERIOD, MEASURED)
     assert target.pose.position[2] == pytest.approx(deepest + 0.3 * PERIOD)
+
+
+FORWARD = np.array([0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
+
+
+def moved(distance: float) -> Pose:
+    return replace(MEASURED, position=MEASURED.position + np.array([distance, 0.0, 0.0]))
+
+
+def drive(watch: MotionWatch, twist: np.ndarray, seconds: float) -> None:
+    """Of a tool that stands still."""
+    for _ in range(int(seconds / PERIOD)):
+        watch.advance(twist, MEASURED, PERIOD)
+        watch.require_followed()
+
+
+@pytest.mark.parametrize(("twist", "unit"), [(FORWARD, "m"), (np.array([0, 0, 0, 0, 0.8, 0.0]), "rad")])
+def test_a_tool_that_is_blocked_under_a_velocity_is_a_tracking_error_within_a_second(
+    twist: np.ndarray, unit: str
+) -> None:
+    with pytest.raises(LightVLAError, match=rf"tracking error: the tool is 0\.\d+ {unit} from"):
+        drive(MotionWatch(FACTS), twist, 1.0)
+
+
+def test_a_tool_that_is_blocked_under_a_slow_velocity_is_not_noticed() -> None:
+    drive(MotionWatch(FACTS), 0.2 * FORWARD, 20.0)
+
+
+@pytest.mark.parametrize("lag", [0.0, 0.1, 0.2])
+def test_a_tool_that_lags_or_falls_a_little_short_follows(lag: float) -> None:
+    watch = MotionWatch(FACTS)
+    for k in range(int(2.0 / PERIOD)):
+        watch.advance(FORWARD, moved(0.9 * 0.3 * max(0.0, k * PERIOD - lag)), PERIOD)
+        watch.require_followed()
+
+
+def test_a_tool_that_moves_on_its_own_is_a_tracking_error() -> None:
+    watch = MotionWatch(FACTS)
+    watch.advance(np.zeros(6), MEASURED, PERIOD)
+    watch.advance(np.zeros(6), moved(0.2), PERIOD)
+    with pytest.raises(LightVLAError, match="tracking error"):
+        watch.require_followed()
+    watch.reset()
+    watch.require_followed()
 
 
 @given(twist=arrays(np.float64, 6, elements=st.floats(-0.8, 0.8)), glitch=vectors, tilt=vectors)

@@ -52,7 +52,7 @@ class Commanders:
         """
         require_finite(command.tolist(), "a command")
         if holding:
-            self._goals.drop()
+            self._goals.stop()
         for name, message in list(self._adapter.messages(command, states, now, holding)):
             if name in self._publishers:
                 self._publishers[name].publish(message)
@@ -82,7 +82,7 @@ class Goals:
 
     A server may run every goal on a thread of its own (franka_ros2 does) and stop the gripper when it sees a cancelled
     one, which would end the motion after it too: so the next goal goes out when the one before has its result.
-    Only request, drop and press are for the control loop's thread; all else happens on the node's executor, because
+    Only request, stop and press are for the control loop's thread; all else happens on the node's executor, because
     an ActionClient may not be used from two threads at once.
     """
 
@@ -93,17 +93,22 @@ class Goals:
         # At most one, and taken and given by single operations, which need no lock between the two threads.
         self._wanted: deque[_Goal] = deque(maxlen=1)
         self._current: _Goal | None = None
+        self._stopping = False
 
     def without_server(self) -> list[str]:
         return [name for name, client in self._clients.items() if not client.server_is_ready()]
 
     def request(self, name: str, message: Any) -> None:
         """Send this goal as soon as the one under way is cancelled; a goal that still waits for that is forgotten."""
+        self._stopping = False
         self._wanted.append(_Goal(name, message))
 
-    def drop(self) -> None:
-        """Forget the goal that waits."""
+    def stop(self) -> None:
+        """Forget the goal that waits, and cancel the one under way: a hand that moves stops, one that grips goes on."""
         self._wanted.clear()
+        if not self._stopping:
+            self._stopping = True
+            self._wake.trigger()
 
     def press(self) -> None:
         """Called every period: while a goal waits, the executor looks what it waits for."""
@@ -112,6 +117,8 @@ class Goals:
 
     def close(self) -> None:
         self._wanted.clear()
+        if self._current is not None:
+            self._cancel(self._current)
         self._current = None
         self._node.destroy_guard_condition(self._wake)
         for client in self._clients.values():
@@ -119,6 +126,8 @@ class Goals:
         self._clients = {}
 
     def _work(self) -> None:
+        if self._stopping and self._current is not None:
+            self._cancel(self._current)
         if not self._wanted or not self._free():
             return
         try:
@@ -132,11 +141,15 @@ class Goals:
         goal = self._current
         if goal is None:
             return True
+        self._cancel(goal)
+        return self._given_up(goal)
+
+    def _cancel(self, goal: _Goal) -> None:
+        """Once; one that is not accepted yet is cancelled when it is."""
         if goal.cancelled is None:
             goal.cancelled = time.monotonic()
             if goal.handle is not None:
                 goal.handle.cancel_goal_async()
-        return self._given_up(goal)
 
     def _given_up(self, goal: _Goal) -> bool:
         assert goal.cancelled is not None

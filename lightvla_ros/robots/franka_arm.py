@@ -18,7 +18,7 @@ from lightvla_ros.robots.adapter import Endpoint, States, value_of
 from lightvla_ros.robots.description import EndEffectorFacts, RobotChannel
 from lightvla_ros.robots.kinematics import JointLimits, JointTarget
 from lightvla_ros.robots.messages import JointGoal, pose_stamped, twist_stamped
-from lightvla_ros.robots.pose_target import PoseTarget, in_base, within_workspace
+from lightvla_ros.robots.pose_target import MotionWatch, PoseTarget, in_base, within_workspace
 from lightvla_ros.robots.rotations import POSE_VALUES, Array, Pose
 from lightvla_ros.safety import Now
 
@@ -73,19 +73,25 @@ class Twists:
     endpoint, source = _TWIST, "end_effector"
 
     def __init__(self, facts: EndEffectorFacts, meaning: EndEffector) -> None:
-        self._facts, self._base = facts, meaning.frame == "base"
+        self._facts, self._meaning, self._base = facts, meaning, meaning.frame == "base"
+        self._watch = MotionWatch(facts)
 
     def check(self, states: States, period: float) -> None:
         pose_of(states)
+        self._watch.require_followed()
 
     def message(self, values: Array, states: States, now: Now, period: float, holding: bool) -> Any:
         # Standstill needs no pose: a stop gets through whatever is measured.
-        if values.any():
-            values = np.concatenate((self._limited(values[:3], pose_of(states)), values[3:]))
+        if holding:
+            self._watch.reset()
+        else:
+            measured = pose_of(states)
+            values = np.concatenate((self._limited(values[:3], measured), values[3:]))
+            self._watch.advance(in_base(values, self._meaning, measured.rotation), measured, period)
         return twist_stamped(values, self._facts.base_frame if self._base else self._facts.tool_frame, now)
 
     def reset(self) -> None:
-        """Nothing: every command says everything."""
+        self._watch.reset()
 
     def _limited(self, linear: Array, measured: Pose) -> Array:
         to_base = np.eye(3) if self._base else measured.rotation
@@ -101,24 +107,32 @@ class PoseTargets:
     def __init__(self, facts: EndEffectorFacts, meaning: EndEffector) -> None:
         self._facts, self._meaning = facts, meaning
         self._target, self._holding = PoseTarget(facts), False
+        self._watch = MotionWatch(facts)
 
     def check(self, states: States, period: float) -> None:
         measured = pose_of(states)
+        self._watch.require_followed()
         # After a stop nothing is expected of the arm, so that it can be armed again wherever it came to rest.
         if not self._holding:
             self._target.require_followed(measured, period)
 
     def message(self, values: Array, states: States, now: Now, period: float, holding: bool) -> Any:
         self._holding = holding
-        if not holding and (values.any() or self._target.pose is None):
+        if holding:
+            self._watch.reset()
+        else:
             measured = pose_of(states)
-            twist = in_base(values, self._meaning, self._target.start(measured).rotation)
+            start = self._target.start(measured)
+            twist = in_base(values, self._meaning, start.rotation)
+            twist = np.concatenate((within_workspace(twist[:3], start.position, self._facts), twist[3:]))
+            self._watch.advance(twist, measured, period)
             self._target.advance(twist, period, measured)
         target = self._target.pose
         return None if target is None else pose_stamped(target, self._facts.base_frame, now)
 
     def reset(self) -> None:
         self._target.reset()
+        self._watch.reset()
         self._holding = False
 
 

@@ -13,6 +13,8 @@ from lightvla_ros.robots.rotations import Array, Pose, rotation_of, turn
 
 # How far ahead the workspace's edge is looked for: a velocity may not cross it within this time, s.
 _WORKSPACE_HORIZON = 0.2
+# Of MotionWatch, s: MoveIt Servo's filter and the arm's own lag together, and how long a shortfall is remembered.
+_LAG, _MEMORY = 0.15, 2.0
 
 
 def in_base(velocity: Array, facts: EndEffector, rotation: Array) -> Array:
@@ -34,6 +36,41 @@ def within_workspace(velocity: Array, position: Array, facts: EndEffectorFacts) 
     room_down = np.maximum(position - np.array(facts.workspace_lower), 0.0) / _WORKSPACE_HORIZON
     limited: Array = np.clip(velocity, -room_down, room_up)
     return limited
+
+
+class MotionWatch:
+    """Whether a tool that is commanded by velocities moves as it is told, or is blocked, or pushed.
+
+    What is commanded and not travelled adds up and is forgotten in _MEMORY: an arm that lags, or falls a little short,
+    gathers nothing. Blocked at a speed of max_speed it is noticed when it should have gone max_lead and what _LAG is
+    worth; slower than that by _MEMORY, never.
+    """
+
+    def __init__(self, facts: EndEffectorFacts) -> None:
+        self._facts = facts
+        self.reset()
+
+    def reset(self) -> None:
+        self._behind, self._twist = np.zeros(6), np.zeros(6)
+        self._measured: Pose | None = None
+
+    def advance(self, twist: Array, measured: Pose, period: float) -> None:
+        """twist: (6,) m/s and rad/s, base frame, commanded now, at this pose, for one period (s)."""
+        if self._measured is not None:
+            turned = turn(self._measured.rotation, measured.rotation)
+            travelled = np.concatenate((measured.position - self._measured.position, turned))
+            self._behind = (self._behind + period * self._twist - travelled) * math.exp(-period / _MEMORY)
+        self._twist, self._measured = twist, measured
+
+    def require_followed(self) -> None:
+        """Raise LightVLAError where the tool has not gone where it was told to."""
+        behind = (float(np.linalg.norm(self._behind[:3])), float(np.linalg.norm(self._behind[3:])))
+        for distance, allowed, unit in zip(behind, _allowed(self._facts, _LAG), ("m", "rad"), strict=True):
+            if distance > allowed:
+                raise LightVLAError(
+                    f"tracking error: the tool is {distance:.3f} {unit} from where its commands of the last seconds "
+                    f"should have moved it, more than {allowed:.3f}: is it blocked, or at the end of its reach?"
+                )
 
 
 class PoseTarget:
@@ -71,16 +108,22 @@ class PoseTarget:
         """Raise LightVLAError where the target is further ahead of the measured pose than the arm can have got."""
         if self.pose is None:
             return
-        for distance, lead, speed, unit in zip(
-            _distance(measured, self.pose), self._facts.max_lead, self._facts.max_speed, ("m", "rad"), strict=True
+        for distance, allowed, unit in zip(
+            _distance(measured, self.pose), _allowed(self._facts, period), ("m", "rad"), strict=True
         ):
-            # The speed limits hold for each axis; together they are faster.
-            allowed = lead + math.sqrt(3.0) * speed * period
             if distance > allowed:
                 raise LightVLAError(
                     f"tracking error: the measured pose is {distance:.3f} {unit} from the pose target, more than "
                     f"{allowed:.3f}"
                 )
+
+
+def _allowed(facts: EndEffectorFacts, time: float) -> tuple[float, float]:
+    """The lead and what can be travelled in this time (s): m and rad. Speed limits hold for each axis."""
+    linear, angular = (
+        lead + math.sqrt(3.0) * speed * time for lead, speed in zip(facts.max_lead, facts.max_speed, strict=True)
+    )
+    return linear, angular
 
 
 def _moved(pose: Pose, step: Array) -> Pose:
