@@ -6,11 +6,12 @@ import franka_faults
 
 # Imported for the marks that their tests leave.
 import test_executor_node  # noqa: F401
+import test_faults_franka_live  # noqa: F401
 import test_faults_live  # noqa: F401
 import test_policy_node  # noqa: F401
 from fault_checks import applies, verdict
 from faults import FAULTS, Fault
-from live_marks import LIVE
+from live_marks import LIVE, LIVE_FRANKA
 
 GUARANTEES = {
     1: "no command unless armed",
@@ -33,6 +34,7 @@ NODE_FAULTS = (
     ("joint states with names but no positions", (4, 5, 7), "as with joint states dropped"),
     ("camera frames of an unknown encoding", (3, 4, 5, 7), "as with camera frames dropped"),
     ("camera frame bytes that are no message", (3, 4, 5, 7), "as with camera frames dropped"),
+    ("camera pictures frozen under fresh stamps", (4, 5), "never: no picture is judged"),
     ("policy whose chunks are not finite", (4,), "at once, not published"),
     ("speed of 0 or NaN from another executor", (6,), "at once, ignored"),
     ("policy process killed by the system", (4, 5, 7), "as with chunks dropped"),
@@ -47,6 +49,12 @@ NODE_FAULTS = (
     ("node deactivated while armed", (1, 7, 8), "at once"),
     ("parameter that contradicts another", (2,), "at once, refused"),
 )
+# The same of a Franka.
+FRANKA_NODE_FAULTS = (
+    ("poses in another frame", (4, 5, 7), "as with poses dropped"),
+    ("transforms dropped, where the pose is from tf", (4, 5, 7), "as with poses dropped"),
+    ("gripper's action server gone", (4, 5), "a goal without an answer is warned of after 3 s; arming is refused"),
+)
 _HEAD = """# Faults and guarantees
 
 Made by `python test/fault_table.py > docs/faults.md`; a test compares. The guarantees are numbered as in this list:
@@ -56,7 +64,7 @@ Made by `python test/fault_table.py > docs/faults.md`; a test compares. The guar
 - **sim**: held under the simulated clock, over the pure executor and the pure policy side (`test/test_faults.py`).
 - **live**: held in a test over real DDS with real nodes, too, which names the fault (`test_faults_live.py`,
   `test_executor_node.py`, `test_policy_node.py`).
-- **-**: the fault does not touch what the guarantee is about.
+- **-**: the fault does not touch what the guarantee is about. The tenth is about pages, which `test_security.py` reads.
 
 *Detection* is the longest time from the fault's onset to the stop; the stop follows at the latest two control periods
 later. From then on nothing but the latched target is sent, until somebody arms again. Joint states and poses are looked
@@ -71,8 +79,8 @@ _FRANKA_HEAD = """
 
 The policy's side and the plan of steps (guarantees 2, 3, 6, 8 and 9) are the same code as above and not repeated. Here
 the stop's target is standstill, and the limits are of speed and acceleration. **sim** is held under the simulated clock
-(`test/test_faults_franka.py`), by twists, or where a way is named by that one; over DDS with the driver's own message
-types the way is in `test_drivers.py` and `test_franka_adapter.py`.
+(`test/test_faults_franka.py`), **live** over DDS in the drivers' own message types (`test/test_faults_franka_live.py`),
+both by twists, or where another way is named by that one.
 
 """
 
@@ -90,7 +98,7 @@ def table() -> str:
     for name, guarantees, bound in NODE_FAULTS:
         shown = "live" if name in LIVE else "**NOT SHOWN**"
         cells = [shown if guarantee in guarantees else "-" for guarantee in GUARANTEES]
-        follows = "stops" if 7 in guarantees else "goes on" if 6 in guarantees else "refused"
+        follows = "stops" if 7 in guarantees else "goes on" if {5, 6} & set(guarantees) else "refused"
         lines.append(f"| {name} | {' | '.join(cells)} | {follows} | {bound} |")
     return _HEAD.format(guarantees=listed) + "\n".join(lines) + "\n" + _FRANKA_HEAD + _franka_table()
 
@@ -99,13 +107,23 @@ def _franka_table() -> str:
     lines = ["| fault | " + " | ".join(map(str, franka_faults.CHECKS)) + " | what follows | detection |"]
     lines.append("|---" * (len(franka_faults.CHECKS) + 3) + "|")
     for fault in franka_faults.FAULTS:
-        verdicts = [franka_faults.verdict(fault, guarantee) for guarantee in franka_faults.CHECKS]
-        cells = [f"**BROKEN: {broken}**" if broken else "sim" for broken in verdicts]
-        way = "" if fault.way == "twist" else f" ({fault.way} targets)"
+        way = "" if fault.way == "twist" else f" (`{fault.way}`)"
         bound = f"{fault.bound_text} ({fault.periods * franka_faults.PERIOD:.2f} s here)"
         follows = ("stops", bound) if fault.reason else ("goes on", fault.bound_text)
+        cells = [_franka_cell(fault, guarantee) for guarantee in franka_faults.CHECKS]
         lines.append(f"| {fault.name}{way} | {' | '.join(cells)} | {' | '.join(follows)} |")
+    for name, guarantees, bound in FRANKA_NODE_FAULTS:
+        shown = "live" if name in LIVE_FRANKA else "**NOT SHOWN**"
+        cells = [shown if guarantee in guarantees else "-" for guarantee in franka_faults.CHECKS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'stops' if 7 in guarantees else 'goes on'} | {bound} |")
     return "\n".join(lines) + "\n"
+
+
+def _franka_cell(fault: franka_faults.FrankaFault, guarantee: int) -> str:
+    if broken := franka_faults.verdict(fault, guarantee):
+        return f"**BROKEN: {broken}**"
+    live = fault.way == "twist" and fault.name in LIVE_FRANKA and guarantee in _SEEN_LIVE
+    return "sim, live" if live else "sim"
 
 
 def _cell(fault: Fault, guarantee: int) -> str:

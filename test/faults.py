@@ -5,6 +5,7 @@ The rig that they disturb is in fault_rig.py; which of them are shown live, too,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -141,6 +142,16 @@ def _frames(becomes: Callable[[float, float], list[float]]) -> Callable[[Rig], N
     return inject
 
 
+def _frozen_frames() -> Callable[[Rig], None]:
+    first: list[float] = []
+
+    def becomes(stamp: float, now: float) -> list[float]:
+        first.append(stamp)
+        return [first[0]]
+
+    return _frames(becomes)
+
+
 def _switch(**values: bool) -> Callable[[Rig], None]:
     def inject(rig: Rig) -> None:
         for name, value in values.items():
@@ -154,6 +165,17 @@ def _jump(seconds: float) -> Callable[[Rig], None]:
         rig.ros += seconds
 
     return inject
+
+
+def _coarse_clock(rig: Rig) -> None:
+    """It stands for four periods and makes up for them in the fifth."""
+    period = rig.execution.settings.mode.period
+    count = itertools.count(1)
+
+    def each(rig: Rig) -> None:
+        rig.ros += -period if next(count) % 5 else 4 * period
+
+    rig.switches.each_period = each
 
 
 def _parameters_under_load(rig: Rig) -> None:
@@ -296,7 +318,14 @@ FAULTS = (
         ONE,
         True,
     ),
-    Fault("arm blocked", _blocked_arm, "tracking error", BLOCKED, "1 period after the limit is passed", False),
+    Fault(
+        "arm blocked, or its joint states frozen under fresh stamps",
+        _blocked_arm,
+        "tracking error",
+        BLOCKED,
+        "1 period after the limit is passed",
+        False,
+    ),
     Fault("camera frames dropped", _frames(lambda s, n: []), "starvation", 0.4 + STARVE, STARVE_TEXT, True),
     Fault("camera frames delayed", _frames(lambda s, n: [s - 0.5]), "starvation", 0.4 + STARVE, STARVE_TEXT, True),
     Fault("camera frames duplicated", _frames(lambda s, n: [s, s]), None, 0.0, NONE_TEXT, True),
@@ -304,7 +333,7 @@ FAULTS = (
     Fault("camera frames skewed", _frames(lambda s, n: [s - 0.2]), "starvation", 0.4 + STARVE, STARVE_TEXT, True),
     Fault(
         "camera frames frozen, stamps too",
-        _frames(lambda s, n: [math.floor(s / 1e5) * 1e5]),
+        _frozen_frames(),
         "starvation",
         0.4 + STARVE,
         STARVE_TEXT,
@@ -323,6 +352,8 @@ FAULTS = (
     Fault("policy stalled for 0.8 s", _stalled_policy, None, 0.0, NONE_TEXT, False),
     Fault("clock jumps ahead", _jump(5.0), "leapt ahead", AT_ONCE, ONE, True),
     Fault("clock jumps back", _jump(-5.0), "went back", AT_ONCE, ONE, True),
+    Fault("clock samples dropped, one in five left", _coarse_clock, None, 0.0, NONE_TEXT, True),
+    Fault("clock samples reordered, by more than a period", _jump(-0.03), "went back", AT_ONCE, ONE, True),
     Fault("clock freezes", _switch(clock_runs=False), "stood still", STALE, STALE_TEXT, True),
     Fault("parameters changed under load", _parameters_under_load, None, 0.0, NONE_TEXT, False),
     Fault("impossible parameters", _impossible_parameters, None, 0.0, "refused", False),

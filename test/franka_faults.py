@@ -21,33 +21,32 @@ from lightvla_core.errors import LightVLAError
 from lightvla_ros.chunk_schedule import ChunkError
 from lightvla_ros.execution import Execution, limits_for
 from lightvla_ros.robots.franka import EEF, description_for
-from lightvla_ros.robots.franka_arm import PoseTargets, Twists
+from lightvla_ros.robots.franka_arm import ArmWay, JointDeltas, PoseTargets, Twists
 from lightvla_ros.robots.pose_target import in_base
 from lightvla_ros.robots.rotations import POSE_VALUES, quaternion, rotation_of
 from lightvla_ros.robots.rotations import Pose as Place
 from lightvla_ros.safety import Now
 
 CONTRACT = contract()
-DESCRIBED = description_for(CONTRACT, ROBOT)
-# As the adapter does for twists: the state behind a velocity is the pose.
-DESCRIBED = replace(
-    DESCRIBED, channels=tuple(replace(c, arm="end_effector") if c.name in EEF else c for c in DESCRIBED.channels)
-)
-LIMITS = limits_for(CONTRACT, DESCRIBED)
+ROBOT_OF_CONTRACT = description_for(CONTRACT, ROBOT)
+LIMITS = limits_for(CONTRACT, ROBOT_OF_CONTRACT)
+JOINTS = tuple(c for c in ROBOT.select(ROBOT.spaces["joint_position"]) if c.gripper is None)
 SCALES = np.array([0.05] * 3 + [0.5] * 3)
 EPOCH, PERIOD, HEARTBEAT_TIMEOUT = 1_795_000_000.0, 0.05, 0.3
 Vector = NDArray[np.float64]
-Pose = Mapping[str, float]
-GOOD: Pose = STATES["end_effector"]
+Measured = Mapping[str, float]
+Way = Literal["twist", "pose", "joint_trajectory"]
+# What is measured of the arm, a pose or joints, by the source that a way of commanding it reads.
+GOOD: dict[str, Measured] = {"end_effector": STATES["end_effector"], "arm": {c.state_joint: c.start for c in JOINTS}}
 # More speed than is allowed, now along and now against each axis, so that the workspace's edge is never reached.
 WISH = np.array([1.0, -1.0, 0.4, 0.0, 0.9, -0.9, -1.0])
 
 
 @dataclass
 class Switches:
-    """What a fault may turn; as built, nothing is wrong. late: of the pose's stamp, s"""
+    """What a fault may turn; as built, nothing is wrong. state: of the arm; late: of its stamp, s"""
 
-    pose: Callable[[Pose], Pose | None] = lambda pose: pose
+    state: Callable[[Measured], Measured | None] = lambda state: state
     late: float = 0.0
     fingers: bool = True
     wish: Callable[[Vector], Vector] = lambda wish: wish
@@ -61,19 +60,22 @@ class Switches:
 class Rig:
     """Time in control periods; an arm that follows its commands."""
 
-    way_name: Literal["twist", "pose"] = "twist"
+    way_name: Way = "twist"
     require_heartbeat: bool = False
     time: float = 0.0
     ros: float = EPOCH
     sequence: int = 0
-    measured: Pose = field(default_factory=lambda: dict(GOOD))
     switches: Switches = field(default_factory=Switches)
     sent: list[Vector | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         timeout = HEARTBEAT_TIMEOUT if self.require_heartbeat else None
-        self.way = (Twists if self.way_name == "twist" else PoseTargets)(FACTS, CONTRACT.end_effector)
-        self.execution = Execution(CONTRACT, DESCRIBED, settings(PERIOD, heartbeat_timeout=timeout), self._measure)
+        self.way = _way(self.way_name)
+        self.measured: Measured = dict(GOOD[self.way.source])
+        # As the adapter does: the state behind a velocity is the one that its way reads.
+        channels = (replace(c, arm=self.way.source) if c.name in EEF else c for c in ROBOT_OF_CONTRACT.channels)
+        described = replace(ROBOT_OF_CONTRACT, channels=tuple(channels))
+        self.execution = Execution(CONTRACT, described, settings(PERIOD, heartbeat_timeout=timeout), self._measure)
         self.execution.set_instruction(INSTRUCTION)
 
     @property
@@ -115,9 +117,9 @@ class Rig:
     def _feed(self) -> None:
         if self.switches.fingers:
             self.execution.feed_state("fingers", STATES["fingers"], self.ros, self.time)
-        pose = self.switches.pose(self.measured)
-        if pose is not None:
-            self.execution.feed_state("end_effector", pose, self.ros - self.switches.late, self.time)
+        state = self.switches.state(self.measured)
+        if state is not None:
+            self.execution.feed_state(self.way.source, state, self.ros - self.switches.late, self.time)
         if self.switches.heartbeat:
             self.execution.feed_heartbeat(self.time)
 
@@ -132,6 +134,9 @@ class Rig:
     def _follow(self, message: Any) -> None:
         if not self.switches.follows or message is None:
             return
+        if self.way_name == "joint_trajectory":
+            self.measured = dict(zip(message.joint_names, message.points[0].positions, strict=True))
+            return
         if self.way_name == "pose":
             p, q = message.pose.position, message.pose.orientation
             self.measured = dict(zip(POSE_VALUES, (p.x, p.y, p.z, q.x, q.y, q.z, q.w), strict=True))
@@ -141,6 +146,13 @@ class Rig:
         step = PERIOD * in_base(sent, CONTRACT.end_effector, before.rotation)
         turned = quaternion(rotation_of(step[3:]) @ before.rotation)
         self.measured = dict(zip(POSE_VALUES, (*(before.position + step[:3]), *turned), strict=True))
+
+
+def _way(name: Way) -> ArmWay:
+    facts, meaning = FACTS, CONTRACT.end_effector
+    if name == "joint_trajectory":
+        return JointDeltas(facts, meaning, JOINTS)
+    return Twists(facts, meaning) if name == "twist" else PoseTargets(facts, meaning)
 
 
 @dataclass(frozen=True)
@@ -155,26 +167,30 @@ class FrankaFault:
     reason: str | None
     periods: int
     bound_text: str
-    way: Literal["twist", "pose"] = "twist"
+    way: Way = "twist"
 
 
 def _switch(**values: Any) -> Callable[[Rig], None]:
     return lambda rig: [setattr(rig.switches, name, value) for name, value in values.items()] and None
 
 
-def _pose(**values: float) -> Callable[[Rig], None]:
-    return _switch(pose=lambda pose: {**pose, **values})
+def _state(**values: float) -> Callable[[Rig], None]:
+    return _switch(state=lambda state: {**state, **values})
+
+
+def _without(name: str) -> Callable[[Rig], None]:
+    return _switch(state=lambda state: {k: v for k, v in state.items() if k != name})
 
 
 def _frozen(rig: Rig) -> None:
     began = rig.time
     seen = rig.measured
 
-    def pose(measured: Pose) -> Pose:
+    def state(measured: Measured) -> Measured:
         rig.switches.late = rig.time - began
         return seen
 
-    rig.switches.pose = pose
+    rig.switches.state = state
 
 
 def _jump(seconds: float) -> Callable[[Rig], None]:
@@ -189,27 +205,33 @@ def _blocked(rig: Rig) -> None:
 
 _STALE, _STALE_TEXT = 5, "state_timeout + 1 period"
 _STARVE, _STARVE_TEXT = 8 + 10 + 1, "rest of the last chunk + starvation_timeout + 1 period"
+_BY_JOINTS: Way = "joint_trajectory"
+_BLOCKED_NAME = "arm blocked, or its state frozen under fresh stamps"
 _BLOCKED, _BLOCKED_TEXT = 8, "at full speed; the slower, the later, and below some speed never"
 _NAN = np.array([math.nan, *[0.0] * 6])
 
 FAULTS = (
-    FrankaFault("pose with NaN", _pose(y=math.nan), "finite", 1, "1 period"),
-    FrankaFault("pose with infinity", _pose(qz=math.inf), "finite", 1, "1 period"),
-    FrankaFault("pose without an orientation", _pose(qx=0.0), "fault", 1, "1 period"),
-    FrankaFault(
-        "pose that lacks a number",
-        _switch(pose=lambda pose: {k: v for k, v in pose.items() if k != "x"}),
-        "lacks x",
-        1,
-        "1 period",
-    ),
-    FrankaFault("poses dropped, or unreadable", _switch(pose=lambda pose: None), "stale input", _STALE, _STALE_TEXT),
+    FrankaFault("pose with NaN", _state(y=math.nan), "finite", 1, "1 period"),
+    FrankaFault("pose with infinity", _state(qz=math.inf), "finite", 1, "1 period"),
+    FrankaFault("pose without an orientation", _state(qx=0.0), "fault", 1, "1 period"),
+    FrankaFault("pose that lacks a number", _without("x"), "lacks x", 1, "1 period"),
+    FrankaFault("poses dropped, or unreadable", _switch(state=lambda state: None), "stale input", _STALE, _STALE_TEXT),
     FrankaFault("poses frozen, stamps too", _frozen, "stale input", _STALE, _STALE_TEXT),
     FrankaFault("poses delayed", _switch(late=0.5), "stale input", 1, "1 period"),
     FrankaFault("poses stamped in the future", _switch(late=-5.0), "in the future", 1, "1 period"),
-    FrankaFault("poses wrong by 0.3 m", _pose(x=0.7), "tracking error", 1, "1 period", "pose"),
-    FrankaFault("arm blocked", _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT),
-    FrankaFault("arm blocked", _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT, "pose"),
+    FrankaFault("poses wrong by 0.3 m", _state(x=0.7), "tracking error", 2, "2 periods"),
+    FrankaFault("poses wrong by 0.3 m", _state(x=0.7), "tracking error", 1, "1 period", "pose"),
+    FrankaFault(_BLOCKED_NAME, _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT),
+    FrankaFault(_BLOCKED_NAME, _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT, "pose"),
+    FrankaFault("joint states with NaN", _state(fr3_joint2=math.nan), "finite", 1, "1 period", _BY_JOINTS),
+    FrankaFault("joint states that lack a joint", _without("fr3_joint4"), "lacks", 1, "1 period", _BY_JOINTS),
+    FrankaFault(
+        "joint states dropped", _switch(state=lambda state: None), "stale input", _STALE, _STALE_TEXT, _BY_JOINTS
+    ),
+    FrankaFault("joint states wrong by 0.5 rad", _state(fr3_joint1=0.5), "tracking error", 1, "1 period", _BY_JOINTS),
+    FrankaFault(
+        _BLOCKED_NAME, _blocked, "tracking error", 20, "1 period after a joint is max_tracking_error behind", _BY_JOINTS
+    ),
     FrankaFault("finger states dropped", _switch(fingers=False), "stale input", _STALE, _STALE_TEXT),
     FrankaFault("chunks dropped, or policy killed", _switch(policy_runs=False), "starvation", _STARVE, _STARVE_TEXT),
     FrankaFault("chunks with NaN", _switch(wish=lambda wish: wish + _NAN), "starvation", _STARVE, _STARVE_TEXT),
@@ -277,7 +299,7 @@ def every_stop_is_standstill_until_armed_again(fault: FrankaFault) -> None:
     assert rig.execution.state.startswith("stopped"), "it never stopped"
     assert fault.reason in rig.execution.state
     _stands_still(rig)
-    rig.switches, rig.measured = Switches(), dict(GOOD)
+    rig.switches, rig.measured = Switches(), dict(GOOD[rig.way.source])
     rig.run(5)
     assert rig.execution.state.startswith("stopped")
     rig.execution.set_emergency_stop(False, rig.now)
@@ -297,7 +319,9 @@ def _stands_still(rig: Rig) -> None:
         assert (command[:6] == 0.0).all()
         assert command[6] == latched[6]
         message = rig.message(command)
-        if rig.way_name == "pose":
+        if rig.way_name == "joint_trajectory":
+            assert message.points[0].positions == target.points[0].positions
+        elif rig.way_name == "pose":
             assert message.pose == target.pose
         else:
             parts = (message.twist.linear, message.twist.angular)

@@ -9,16 +9,18 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 # Names of faults, as in faults.py and fault_table.py.
 LIVE: set[str] = set()
+# As in franka_faults.py.
+LIVE_FRANKA: set[str] = set()
 
 
-def shows(*faults: str) -> Callable[[Test], Test]:
+def shows(*faults: str, of: set[str] = LIVE) -> Callable[[Test], Test]:
     """Marks a test with the faults that it shows."""
-    LIVE.update(faults)
+    of.update(faults)
     return lambda test: test
 
 
-def cases(names: Iterable[str]) -> list[str]:
+def cases(names: Iterable[str], of: set[str] = LIVE) -> list[str]:
     """The names of a parametrization, each a fault and, in parentheses, which kind of it."""
     listed = list(names)
-    LIVE.update(name.split(" (")[0] for name in listed)
+    of.update(name.split(" (")[0] for name in listed)
     return listed

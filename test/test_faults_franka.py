@@ -20,9 +20,12 @@ def test_guarantee_holds_for_velocities(fault: FrankaFault, guarantee: int) -> N
     assert verdict(fault, guarantee) == ""
 
 
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f.name.startswith("pose ")], ids=lambda f: f.name)
-def test_arming_is_refused_while_the_pose_is_none(fault: FrankaFault) -> None:
-    rig = Rig()
+UNREADABLE = [f for f in FAULTS if f.name.startswith(("pose ", "joint states with", "joint states that"))]
+
+
+@pytest.mark.parametrize("fault", UNREADABLE, ids=lambda f: f.name)
+def test_arming_is_refused_while_the_state_cannot_be_read(fault: FrankaFault) -> None:
+    rig = Rig(fault.way)
     fault.inject(rig)
     rig.run(1)
     with pytest.raises(LightVLAError, match=r"finite|lacks|length"):

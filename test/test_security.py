@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def allowed(robot: str) -> Graph:
                 assert verdict == "ALLOW"
                 rules.setdefault(right, []).extend(str(item.text) for item in group)
     return graph
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/robots.md"])
+def test_documentation_says_that_this_is_no_safety_function(page: str) -> None:
+    assert re.search(r"(no|not a) safety function", (ROOT / page).read_text())
 
 
 def look(checkpoint: Path, robot: str, settings: list[str]) -> list[Graph]:
