@@ -57,7 +57,9 @@ def hardware(device: torch.device) -> str:
     """The machine in one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return (
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+    )
 
 
 def _random_policy(name: str, device: torch.device, dtype: torch.dtype) -> tuple[LightVLA, Policy]:

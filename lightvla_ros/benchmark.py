@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightvla_ros.control_loop import ControlLoop, LoopStatistics, request_real_time
+from lightvla_ros.control_loop import ControlLoop, LoopStatistics
 from lightvla_ros.domain import reserve_domain
 from lightvla_ros.process_group import (
     ProcessGroup,
@@ -28,6 +28,7 @@ from lightvla_ros.process_group import (
     write_tiny_checkpoint,
 )
 from lightvla_ros.processes import Process, local_only_environment, simulation
+from lightvla_ros.real_time import request_real_time
 
 _INSTRUCTION = "pick up the red cube"
 _PRIORITY = 50
@@ -53,8 +54,9 @@ def hardware() -> str:
             cpu = line.split(":", 1)[1].strip()
             break
     return (
-        f"{os.cpu_count()} x {cpu}, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"ROS 2 {os.environ.get('ROS_DISTRO', 'wheels')}, load {os.getloadavg()[0]:.1f} before"
+        f"{len(os.sched_getaffinity(0))} x {cpu}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, ROS 2 {os.environ.get('ROS_DISTRO', 'wheels')}, "
+        f"load {os.getloadavg()[0]:.1f} before"
     )
 
 

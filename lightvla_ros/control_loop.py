@@ -6,7 +6,6 @@ A dedicated thread, because an executor's timer was measured to be off by 4 ms a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import sys
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 
 from lightvla_core.errors import LightVLAError
 
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
-# How long a thread may keep the interpreter while the loop waits for it, s; Python's default is 5 ms.
-_SWITCH_INTERVAL = 0.00002
-# The same during a tick, s: with the shorter one, whoever waits would take turns with it all the time. A thread that
-# the tick interrupted gets its turn nevertheless, and keeps it for this long.
+# How long a thread may keep the interpreter during a tick, s: with the shorter time of real_time.py, whoever waits
+# would take turns with it all the time. A thread that the tick interrupted gets its turn nevertheless, and keeps it for
+# this long.
 _UNDISTURBED = 0.0005
 # Between two collections of garbage, s.
 _COLLECTION_PERIOD = 1.0
@@ -150,7 +147,7 @@ class ControlLoop:
             gc.enable()
 
     def _ask_for_priority(self) -> None:
-        """What the process may have (see request_real_time) can be less by now; the loop then runs without."""
+        """What the process may have (see real_time.py) can be less by now; the loop then runs without."""
         if self._priority:
             with contextlib.suppress(OSError, AttributeError):
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self._priority))
@@ -194,48 +191,3 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-@dataclass(frozen=True)
-class RealTime:
-    """What was asked of the operating system and given, or else why not."""
-
-    scheduling: bool
-    memory_locked: bool
-    sentence: str
-
-
-def request_real_time(priority: int, lock_memory: bool) -> RealTime:
-    """Ask for SCHED_FIFO for this whole process (priority 2..99, 0 to not ask) and for its memory to stay resident.
-
-    The whole process, since a real-time thread that waits for an interpreter lock held by a preempted normal thread
-    gains nothing; but at one less than the priority, which is for the control loop's own thread. Also lets other
-    threads keep the interpreter for less long.
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    # What lives now lives on: the garbage collector need not walk it again.
-    gc.collect()
-    gc.freeze()
-    scheduling, sentence = _request_fifo(priority) if priority > 0 else (False, "real-time scheduling not asked for")
-    locked = lock_memory and _lock_memory()
-    if lock_memory and not locked:
-        sentence += "; memory not locked (allow it with `ulimit -l unlimited`)"
-    return RealTime(scheduling, locked, sentence)
-
-
-def _request_fifo(priority: int) -> tuple[bool, str]:
-    try:
-        # The control loop's own priority, one above the others': asked for first, so that it is all or nothing.
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-        for task in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(task), os.SCHED_FIFO, os.sched_param(max(1, priority - 1)))
-    except (OSError, AttributeError) as error:
-        return False, f"no real-time scheduling ({error}; allow it with `ulimit -r {priority}`), the loop works without"
-    return True, f"real-time scheduling, SCHED_FIFO {priority}"
-
-
-def _lock_memory() -> bool:
-    try:
-        return bool(ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE) == 0)
-    except (OSError, AttributeError):
-        return False

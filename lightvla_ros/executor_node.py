@@ -35,10 +35,11 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from lightvla_ros.chunk_message import from_message, instruction_id
 from lightvla_ros.chunk_schedule import ChunkError
-from lightvla_ros.control_loop import ControlLoop, RealTime, percentiles, request_real_time
+from lightvla_ros.control_loop import ControlLoop, percentiles
 from lightvla_ros.execution import Execution
 from lightvla_ros.executor_parameters import RUN_TIME_PARAMETERS, execution_settings
 from lightvla_ros.inbox import Inbox
+from lightvla_ros.real_time import RealTime, request_real_time
 from lightvla_ros.robots.adapter import COMMAND_TYPES, POSE_SOURCES, RobotAdapter, adapter_for, state_values
 from lightvla_ros.robots.commanders import Commanders
 from lightvla_ros.robots.description_file import load_robot

@@ -222,8 +222,11 @@ def _arms(
 
 
 def _policy_threads() -> int:
-    """All cores but one: the executor's control loop, the simulated robot and the middleware need that one."""
-    return max(1, (os.cpu_count() or 2) - 1)
+    """All cores but one of those that this process may use, as taskset or a container leaves them.
+
+    The executor's control loop, the simulated robot and the middleware need that one.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def transport_environment() -> dict[str, str]:

@@ -102,6 +102,12 @@ def test_live_replay_infers_when_offline_replay_does_unless_told():
     assert (parameters["mode"], parameters["replan_steps"]) == ("receding_horizon", 5)
 
 
+def test_simulations_policy_leaves_one_of_the_cores_that_it_may_use(monkeypatch):
+    for cores, threads in (({4, 5, 9}, 2), ({7}, 1)):
+        monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid, cores=cores: cores)
+        assert processes.simulation("c", "i")[1].parameters["torch_threads"] == threads
+
+
 def test_speed_and_heartbeat_of_a_first_run_reach_the_executor():
     for robot in (processes.aloha, processes.franka):
         policy, executor = robot("c", "i", speed=0.1, require_heartbeat=True)
