@@ -333,9 +333,10 @@ class ExecutorNode(ManagedNode):
     def _hold(self, reason: str) -> None:
         """The defined stop, its target sent a last time, then silence: the driver holds its last goal."""
         with self._lock:
-            if self._execution is None or not self._execution.state.startswith("armed"):
+            if self._execution is None or self._execution.state == "disarmed":
                 return
             now = self._now()
+            # Where it stopped a moment ago, no period may have sent that target yet.
             target = self._execution.stop(reason, now)
             if target is not None:
                 # Whatever fails here, the stop is latched, and what comes after it must come.

@@ -60,7 +60,11 @@ def _shorten_slices() -> None:
         return
     set_attributes, get_attributes = calls
     libc, held = ctypes.CDLL(None), ctypes.create_string_buffer(_SCHED_ATTR.size)
-    for task in map(int, os.listdir("/proc/self/task")):
+    try:
+        tasks = [int(task) for task in os.listdir("/proc/self/task")]
+    except OSError:
+        return
+    for task in tasks:
         # Asked for first, so that the niceness stays what it is.
         if libc.syscall(get_attributes, task, held, _SCHED_ATTR.size, 0) == 0:
             values = list(_SCHED_ATTR.unpack(held.raw))

@@ -53,7 +53,7 @@ NODE_FAULTS = (
 FRANKA_NODE_FAULTS = (
     ("poses in another frame", (4, 5, 7), "as with poses dropped"),
     ("transforms dropped, where the pose is from tf", (4, 5, 7), "as with poses dropped"),
-    ("gripper's action server gone", (4, 5), "a goal without an answer is warned of after 3 s; arming is refused"),
+    ("gripper's action server gone", (4, 5), "never, and no goal is answered; arming is refused"),
 )
 _HEAD = """# Faults and guarantees
 

@@ -353,7 +353,6 @@ FAULTS = (
     Fault("clock jumps ahead", _jump(5.0), "leapt ahead", AT_ONCE, ONE, True),
     Fault("clock jumps back", _jump(-5.0), "went back", AT_ONCE, ONE, True),
     Fault("clock samples dropped, one in five left", _coarse_clock, None, 0.0, NONE_TEXT, True),
-    Fault("clock samples reordered, by more than a period", _jump(-0.03), "went back", AT_ONCE, ONE, True),
     Fault("clock freezes", _switch(clock_runs=False), "stood still", STALE, STALE_TEXT, True),
     Fault("parameters changed under load", _parameters_under_load, None, 0.0, NONE_TEXT, False),
     Fault("impossible parameters", _impossible_parameters, None, 0.0, "refused", False),

@@ -222,7 +222,7 @@ FAULTS = (
     FrankaFault("poses wrong by 0.3 m", _state(x=0.7), "tracking error", 2, "2 periods"),
     FrankaFault("poses wrong by 0.3 m", _state(x=0.7), "tracking error", 1, "1 period", "pose"),
     FrankaFault(_BLOCKED_NAME, _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT),
-    FrankaFault(_BLOCKED_NAME, _blocked, "tracking error", _BLOCKED, _BLOCKED_TEXT, "pose"),
+    FrankaFault(_BLOCKED_NAME, _blocked, None, 0, "the target stays within max_lead of the pose", "pose"),
     FrankaFault("joint states with NaN", _state(fr3_joint2=math.nan), "finite", 1, "1 period", _BY_JOINTS),
     FrankaFault("joint states that lack a joint", _without("fr3_joint4"), "lacks", 1, "1 period", _BY_JOINTS),
     FrankaFault(

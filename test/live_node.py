@@ -43,12 +43,20 @@ class LiveNode:
             self.executor.spin_once(timeout_sec=0.02)
 
     def call(self, kind: Any, service: str, request: Any) -> Any:
+        """Asked again after a while: Fast DDS drops an answer to a client that the server has not discovered yet."""
         client = self.node.create_client(kind, service)
         self.until(client.service_is_ready, LOADING)
-        future = client.call_async(request)
-        self.until(future.done, LOADING)
+        answers: list[Any] = []
+        for _ in range(3):
+            future = client.call_async(request)
+            future.add_done_callback(lambda done: answers.append(done.result()))
+            until = time.monotonic() + LOADING / 3
+            self.until(lambda until=until: bool(answers) or time.monotonic() > until, LOADING)
+            if answers:
+                break
         self.node.destroy_client(client)
-        return future.result()
+        assert answers, f"{service} did not answer; {self.situation()}"
+        return answers[0]
 
     def change(self, transition: int, node: str = "executor") -> bool:
         request = ChangeState.Request()

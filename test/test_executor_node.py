@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,23 @@ def test_sending_that_fails_in_the_stop_is_said_and_everything_else_ends_in_orde
     bench.until(lambda: bench.state == "disarmed")
     here.stop()
     assert here._execution is None
+    bench.close()
+
+
+def test_disarming_in_the_period_of_a_stop_sends_its_target_first(
+    here: ExecutorNode, ros_domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, sent = Bench(ros_domain), list[Any]()
+    bring_up(bench)
+    bench.until(lambda: bench.trigger("arm")[0])
+    bench.send_chunk(0.3)
+    bench.until(lambda: len(bench.commands) > 2)
+    with here._lock:
+        assert here._on_estop(Trigger.Request(), Trigger.Response()).success
+        with monkeypatch.context() as patch:
+            patch.setattr(here, "_send", lambda target, now: sent.append(target))
+            assert here._on_disarm(Trigger.Request(), Trigger.Response()).success
+    assert len(sent) == 1
     bench.close()
 
 

@@ -69,6 +69,7 @@ class Graph(Bench):
         self.alter_chunk = lambda message: [message]
         self.alter_state = lambda arm, message: [message]
         self.policy_runs = self.clock_runs = True
+        self.keep_clock = 1
         self.until(lambda: self.trigger("arm")[0] or self.state == "armed")
         self.until(lambda: self.state == "armed")
         self.commands.clear()
@@ -198,6 +199,12 @@ def flooded(message: Any) -> Iterator[Any]:
     """A hundred, each of an observation a little newer: the same message, for copies would hold this process up."""
     for _ in range(100):
         yield from late(message, -1e-4)
+
+
+def first_picture(seen: list[Any], message: Any) -> list[Any]:
+    seen.append(message.data)
+    message.data = seen[0]
+    return [message]
 
 
 def foreign(message: Any) -> list[Any]:
@@ -415,14 +422,7 @@ def test_stalled_executor_process_makes_no_jump(bench: Graph, executor: subproce
 CLOCK_FAULTS = {
     "clock jumps ahead": "leapt ahead",
     "clock jumps back": "went back",
-    "clock samples reordered, by more than a period": "went back",
     "clock freezes": "clock",
-}
-
-CLOCK_STEPS = {
-    "clock jumps ahead": 5.0,
-    "clock jumps back": -5.0,
-    "clock samples reordered, by more than a period": -0.08,
 }
 
 
@@ -432,7 +432,7 @@ def test_clock(clocked: Graph, name: str) -> None:
     if name == "clock freezes":
         clocked.clock_runs = False
     else:
-        clocked.ros_time += CLOCK_STEPS[name]
+        clocked.ros_time += 5.0 if name == "clock jumps ahead" else -5.0
     check_stop(clocked, CLOCK_FAULTS[name])
 
 
@@ -441,7 +441,6 @@ def test_clock_that_moves_in_steps(clocked: Graph) -> None:
     clocked.armed()
     clocked.keep_clock = 5
     check_ridden(clocked)
-    clocked.keep_clock = 1
 
 
 @pytest.fixture(scope="module")
@@ -480,6 +479,8 @@ class Robot(Graph):
     def _publish_frames(self) -> None:
         for camera in self._cameras:
             image = Image()
+            # Hardly another picture, so that a policy of random weights keeps to its action.
+            self._pixels[0, 0] += 1
             fill_image(image, self._pixels)
             image.header.stamp = self.stamp()
             for altered in self.alter_frame(image):
@@ -537,7 +538,7 @@ CAMERA_FAULTS: dict[str, tuple[Callable[[], Alter], str | None]] = {
     "camera frames stamped in the future": (lambda: lambda m: shifted(m, 5), STARVED),
     "camera frame bytes that are no message": (lambda: lambda m: [with_stamp(m, NOISE)], STARVED),
     "camera frames of an unknown encoding": (lambda: unknown_encoding, STARVED),
-    "camera pictures frozen under fresh stamps": (lambda: lambda m: [m], None),
+    "camera pictures frozen under fresh stamps": (lambda: lambda m, seen=[]: first_picture(seen, m), None),
     "camera frames duplicated": (lambda: lambda m: [m, m], None),
     "camera frames reordered": (lambda: with_older, None),
 }

@@ -209,16 +209,18 @@ def test_pose_target_of_a_blocked_arm_stays_near_it_and_comes_back_at_once() -> 
 
 
 FORWARD = np.array([0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
+EVERY_AXIS = np.array([0.3, 0.3, -0.3, 0.8, -0.8, 0.8])
 
 
-def moved(distance: float) -> Pose:
-    return replace(MEASURED, position=MEASURED.position + np.array([distance, 0.0, 0.0]))
+def travelled(twist: np.ndarray, seconds: float) -> Pose:
+    """Where MEASURED gets with this velocity, base frame."""
+    return Pose(MEASURED.position + seconds * twist[:3], rotation_of(seconds * twist[3:]) @ MEASURED.rotation)
 
 
 def drive(watch: MotionWatch, twist: np.ndarray, seconds: float) -> None:
     """Of a tool that stands still."""
-    for _ in range(int(seconds / PERIOD)):
-        watch.advance(twist, MEASURED, PERIOD)
+    for k in range(int(seconds / PERIOD)):
+        watch.advance(twist, MEASURED, k * PERIOD)
         watch.require_followed()
 
 
@@ -234,18 +236,40 @@ def test_a_tool_that_is_blocked_under_a_slow_velocity_is_not_noticed() -> None:
     drive(MotionWatch(FACTS), 0.2 * FORWARD, 20.0)
 
 
-@pytest.mark.parametrize("lag", [0.0, 0.1, 0.2])
-def test_a_tool_that_lags_or_falls_a_little_short_follows(lag: float) -> None:
-    watch = MotionWatch(FACTS)
-    for k in range(int(2.0 / PERIOD)):
-        watch.advance(FORWARD, moved(0.9 * 0.3 * max(0.0, k * PERIOD - lag)), PERIOD)
+@pytest.mark.parametrize("twist", [FORWARD, EVERY_AXIS])
+@pytest.mark.parametrize("lag", [0.0, 0.1, 0.15])
+@pytest.mark.parametrize("skipped", [1, 3, 10])
+@pytest.mark.parametrize("held", [1, 2])
+def test_a_tool_that_lags_follows(twist: np.ndarray, lag: float, skipped: int, held: int) -> None:
+    """Every so many periods one is missed, and the pose comes in only every so many periods."""
+    watch, seen = MotionWatch(FACTS), MEASURED
+    for k in range(int(5.0 / PERIOD)):
+        if skipped > 1 and k % skipped == 0:
+            continue
+        if k % held == 0:
+            seen = travelled(twist, max(0.0, k * PERIOD - lag))
+        watch.advance(twist, seen, k * PERIOD)
         watch.require_followed()
+
+
+def test_a_tool_that_falls_a_little_short_follows() -> None:
+    watch = MotionWatch(FACTS)
+    for k in range(int(5.0 / PERIOD)):
+        watch.advance(FORWARD, travelled(0.9 * FORWARD, k * PERIOD), k * PERIOD)
+        watch.require_followed()
+
+
+def test_a_servo_that_halts_without_commands_is_expected_no_further() -> None:
+    watch = MotionWatch(FACTS)
+    watch.advance(FORWARD, MEASURED, 0.0)
+    watch.advance(FORWARD, travelled(FORWARD, 0.1), 2.0)
+    watch.require_followed()
 
 
 def test_a_tool_that_moves_on_its_own_is_a_tracking_error() -> None:
     watch = MotionWatch(FACTS)
-    watch.advance(np.zeros(6), MEASURED, PERIOD)
-    watch.advance(np.zeros(6), moved(0.2), PERIOD)
+    watch.advance(np.zeros(6), MEASURED, 0.0)
+    watch.advance(np.zeros(6), travelled(FORWARD, 0.7), PERIOD)
     with pytest.raises(LightVLAError, match="tracking error"):
         watch.require_followed()
     watch.reset()

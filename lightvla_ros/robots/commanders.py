@@ -51,13 +51,13 @@ class Commanders:
         Raises LightVLAError for what is not finite: then nothing of it is sent.
         """
         require_finite(command.tolist(), "a command")
-        if holding:
-            self._goals.stop()
         for name, message in list(self._adapter.messages(command, states, now, holding)):
             if name in self._publishers:
                 self._publishers[name].publish(message)
             else:
                 self._goals.request(name, message)
+        if holding:
+            self._goals.stop()
         self._goals.press()
 
     def close(self) -> None:
@@ -104,7 +104,10 @@ class Goals:
         self._wanted.append(_Goal(name, message))
 
     def stop(self) -> None:
-        """Forget the goal that waits, and cancel the one under way: a hand that moves stops, one that grips goes on."""
+        """Forget the goal that waits, and cancel the one under way: a hand that moves stops.
+
+        One that has its object goes on gripping, if the server has told so: until then it is under way.
+        """
         self._wanted.clear()
         if not self._stopping:
             self._stopping = True

@@ -155,7 +155,7 @@ class FrankaAdapter:
         arm = self._arm.message(values, states, now, self._period, holding)
         if arm is not None:
             yield self._arm.endpoint.name, arm
-        # What a stopped policy wished for last must not be done now: the hand stays as it is.
+        # What a stopped policy wished for last must not be done now.
         if holding:
             return
         gripper = float(command[self._contract.action_names.index("gripper")])

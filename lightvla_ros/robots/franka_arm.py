@@ -87,7 +87,7 @@ class Twists:
         else:
             measured = pose_of(states)
             values = np.concatenate((self._limited(values[:3], measured), values[3:]))
-            self._watch.advance(in_base(values, self._meaning, measured.rotation), measured, period)
+            self._watch.advance(in_base(values, self._meaning, measured.rotation), measured, now.steady)
         return twist_stamped(values, self._facts.base_frame if self._base else self._facts.tool_frame, now)
 
     def reset(self) -> None:
@@ -107,32 +107,24 @@ class PoseTargets:
     def __init__(self, facts: EndEffectorFacts, meaning: EndEffector) -> None:
         self._facts, self._meaning = facts, meaning
         self._target, self._holding = PoseTarget(facts), False
-        self._watch = MotionWatch(facts)
 
     def check(self, states: States, period: float) -> None:
         measured = pose_of(states)
-        self._watch.require_followed()
         # After a stop nothing is expected of the arm, so that it can be armed again wherever it came to rest.
         if not self._holding:
             self._target.require_followed(measured, period)
 
     def message(self, values: Array, states: States, now: Now, period: float, holding: bool) -> Any:
         self._holding = holding
-        if holding:
-            self._watch.reset()
-        else:
+        if not holding and (values.any() or self._target.pose is None):
             measured = pose_of(states)
-            start = self._target.start(measured)
-            twist = in_base(values, self._meaning, start.rotation)
-            twist = np.concatenate((within_workspace(twist[:3], start.position, self._facts), twist[3:]))
-            self._watch.advance(twist, measured, period)
+            twist = in_base(values, self._meaning, self._target.start(measured).rotation)
             self._target.advance(twist, period, measured)
         target = self._target.pose
         return None if target is None else pose_stamped(target, self._facts.base_frame, now)
 
     def reset(self) -> None:
         self._target.reset()
-        self._watch.reset()
         self._holding = False
 
 

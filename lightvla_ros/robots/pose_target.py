@@ -15,6 +15,8 @@ from lightvla_ros.robots.rotations import Array, Pose, rotation_of, turn
 _WORKSPACE_HORIZON = 0.2
 # Of MotionWatch, s: MoveIt Servo's filter and the arm's own lag together, and how long a shortfall is remembered.
 _LAG, _MEMORY = 0.15, 2.0
+# MoveIt Servo's incoming_command_timeout, s: it halts when nothing came for so long.
+_SERVO_TIMEOUT = 0.1
 
 
 def in_base(velocity: Array, facts: EndEffector, rotation: Array) -> Array:
@@ -42,8 +44,8 @@ class MotionWatch:
     """Whether a tool that is commanded by velocities moves as it is told, or is blocked, or pushed.
 
     What is commanded and not travelled adds up and is forgotten in _MEMORY: an arm that lags, or falls a little short,
-    gathers nothing. Blocked at a speed of max_speed it is noticed when it should have gone max_lead and what _LAG is
-    worth; slower than that by _MEMORY, never.
+    gathers little. It is too much where it exceeds max_lead and what _LAG is worth at full speed; a tool that is
+    blocked at less than that / _MEMORY is never noticed.
     """
 
     def __init__(self, facts: EndEffectorFacts) -> None:
@@ -51,16 +53,19 @@ class MotionWatch:
         self.reset()
 
     def reset(self) -> None:
-        self._behind, self._twist = np.zeros(6), np.zeros(6)
-        self._measured: Pose | None = None
+        self._behind = np.zeros(6)
+        self._before: tuple[Array, Pose, float] | None = None
 
-    def advance(self, twist: Array, measured: Pose, period: float) -> None:
-        """twist: (6,) m/s and rad/s, base frame, commanded now, at this pose, for one period (s)."""
-        if self._measured is not None:
-            turned = turn(self._measured.rotation, measured.rotation)
-            travelled = np.concatenate((measured.position - self._measured.position, turned))
-            self._behind = (self._behind + period * self._twist - travelled) * math.exp(-period / _MEMORY)
-        self._twist, self._measured = twist, measured
+    def advance(self, twist: Array, measured: Pose, now: float) -> None:
+        """twist: (6,) m/s and rad/s, base frame, commanded now (s, steady clock), at this pose."""
+        if self._before is not None:
+            commanded, place, since = self._before
+            turned = turn(place.rotation, measured.rotation)
+            travelled = np.concatenate((measured.position - place.position, turned))
+            # Where periods were missed the last velocity went on, but no longer than the servo takes it for.
+            expected = min(now - since, _SERVO_TIMEOUT) * commanded
+            self._behind = (self._behind + expected - travelled) * math.exp((since - now) / _MEMORY)
+        self._before = twist, measured, now
 
     def require_followed(self) -> None:
         """Raise LightVLAError where the tool has not gone where it was told to."""
